@@ -1,0 +1,20 @@
+"""Options that several verbs share."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Model = Annotated[str, typer.Argument(help="A diffusers folder or hub id.", metavar="MODEL")]
+RunArgument = Annotated[Path, typer.Argument(help="The run folder.", metavar="RUN")]
+Output = Annotated[Path, typer.Option("-o", "--output", help="The run folder; made if absent.")]
+WeightBits = Annotated[float | None, typer.Option(help="Greatest mean bits of a weight (default 4).")]
+WeightMib = Annotated[float | None, typer.Option(help="Greatest size of all packed weights in MiB, instead of bits.")]
+ActivationBits = Annotated[float | None, typer.Option(help="Greatest mean bits of an activation (default 8).")]
+Prompts = Annotated[Path | None, typer.Option(help="A UTF-8 file of prompts, one a line.")]
+Steps = Annotated[int | None, typer.Option(help="Denoising steps (default 1).")]
+GuidanceScale = Annotated[float | None, typer.Option(help="Classifier-free guidance (default 0: none).")]
+Size = Annotated[int | None, typer.Option(help="Height and width of the pictures in pixels (default: the model's).")]
+Seed = Annotated[int | None, typer.Option(help="Chooses noise and order (default 0).")]
+Keep = Annotated[list[str] | None, typer.Option(help="Layers left in floating point: a name pattern, repeatable.")]
+BackendName = Annotated[str | None, typer.Option("--backend", help="auto, or the name of one (see mixdq doctor).")]

@@ -1,0 +1,246 @@
+"""config.toml <-> RunConfig: everything a run can be told, in the order of its steps.
+
+Every key has a default but `model.path`; unknown keys, wrong types and values out of range are refused, all complaints
+at once. Names that belong to a room (estimators, metrics, backends, engines) are checked by that room.
+"""
+
+import difflib
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import tomli_w
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from mixdq.errors import ConfigError
+from mixdq.types.layers import GROUPS, Group
+from mixdq.types.plan import Budget, check_bits
+
+Positive = Annotated[int, Field(ge=1)]
+Bits = Annotated[float, Field(ge=2, le=16)]
+Widths = Annotated[
+    tuple[Annotated[int, AfterValidator(check_bits)], ...],
+    Field(strict=False, min_length=1),
+    AfterValidator(lambda widths: tuple(sorted(set(widths)))),
+]
+Choices = dict[Group, Widths]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class ModelConfig(_Section):
+    """What to quantize: a diffusers folder or hub id, and how to load it."""
+
+    path: str = Field(min_length=1)
+    variant: str | None = None
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    device: str = Field(default="auto", min_length=1)
+
+
+class GenerationConfig(_Section):
+    """How pictures are made in every step; few-step models want few steps and no guidance."""
+
+    steps: Positive = 1
+    guidance_scale: float = Field(default=0.0, ge=0)
+    height: Positive | None = None
+    width: Positive | None = None
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    batch_size: Positive = 4
+
+
+class CalibrationConfig(_Section):
+    """Where activation ranges come from: prompts (None: those of the package) and an estimator."""
+
+    prompts: str | None = None
+    num_prompts: Positive = 64
+    estimator: str = "moving_average"
+    batch_size: Positive = 8
+
+
+class SensitivityConfig(_Section):
+    """How the cost of each layer is measured."""
+
+    prompts: str | None = None
+    num_prompts: Positive = 4
+    ssim_window: int = Field(default=11, ge=3)
+    engine: str = "local"
+
+    @model_validator(mode="after")
+    def _odd_window(self) -> Self:
+        if self.ssim_window % 2 == 0:
+            raise ValueError(f"ssim_window = {self.ssim_window}: a window has a middle, so its width is odd")
+        return self
+
+
+class AllocationConfig(_Section):
+    """What may be spent. Of `weight_bits` and `weight_bytes` one is given; without either, 4 bits."""
+
+    weight_bits: Bits | None = None
+    weight_bytes: Positive | None = None
+    activation_bits: Bits = 8.0
+    weight_choices: Choices = {"content": (2, 4, 8), "quality": (4, 8)}
+    activation_choices: Choices = {"content": (4, 8), "quality": (4, 8)}
+    protect: float = Field(default=0.01, ge=0, le=1)
+    keep: tuple[str, ...] = Field(default=(), strict=False)
+    objective: Literal["raw", "linear"] = "raw"
+    ratios: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(strict=False, min_length=1)] | None = None
+    max_plans: Positive = 12
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_weight_budget(cls, data: Any) -> Any:
+        if isinstance(data, Mapping) and data.get("weight_bits") is None and data.get("weight_bytes") is None:
+            return {**data, "weight_bits": 4.0}
+        return data
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Self:
+        if self.weight_bits is not None and self.weight_bytes is not None:
+            raise ValueError("weight_bits and weight_bytes are both given: expected one of them")
+        for name, choices in (("weight_choices", self.weight_choices), ("activation_choices", self.activation_choices)):
+            if set(choices) != set(GROUPS):
+                raise ValueError(f"{name} names {sorted(choices)}: expected widths for both {' and '.join(GROUPS)}")
+        return self
+
+    def budget(self, names: Iterable[str]) -> Budget:
+        """Return the budget for a model with layers of these names; ConfigError where a pattern matches none."""
+        return Budget(
+            weight_bits=self.weight_bits,
+            weight_bytes=self.weight_bytes,
+            activation_bits=self.activation_bits,
+            weight_choices=self.weight_choices,
+            activation_choices=self.activation_choices,
+            protect=self.protect,
+            keep=match_layers(self.keep, names, setting="allocation.keep"),
+        )
+
+
+class SelectionConfig(_Section):
+    """How the best of the found plans is chosen: by pictures of these prompts."""
+
+    prompts: str | None = None
+    num_prompts: Positive = 8
+    metric: str = "ssim"
+
+
+class ConversionConfig(_Section):
+    """How the chosen plan is carried out; `symmetric` and `rounding` hold for sensitivity and selection as well.
+
+    `backend` names the reference backend for as long as there is no faster one; see `mixdq doctor`.
+    """
+
+    backend: str = "reference"
+    symmetric: bool = True
+    rounding: str = "nearest"
+
+
+class EvaluationConfig(_Section):
+    """What the quantized model is judged by, against floating point.
+
+    `clip_model` is a folder or hub id of a CLIP model for the CLIP score; without one there is that score only for a
+    model that brings its own image tower.
+    """
+
+    prompts: str | None = None
+    num_prompts: Positive = 16
+    metrics: tuple[str, ...] = Field(default=("ssim", "psnr", "sqnr", "clip_score"), strict=False, min_length=1)
+    clip_model: str | None = None
+
+
+class RunConfig(_Section):
+    """A whole run; frozen, equal where its values are.
+
+    >>> RunConfig(model=ModelConfig(path="stabilityai/sdxl-turbo")).allocation.weight_bits
+    4.0
+    """
+
+    model: ModelConfig
+    generation: GenerationConfig = GenerationConfig()
+    calibration: CalibrationConfig = CalibrationConfig()
+    sensitivity: SensitivityConfig = SensitivityConfig()
+    allocation: AllocationConfig = AllocationConfig()
+    selection: SelectionConfig = SelectionConfig()
+    conversion: ConversionConfig = ConversionConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+
+def load_config(path: Path) -> RunConfig:
+    """Return the settings of a config.toml; ConfigError where it is missing or anything in it is wrong."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path}: there is no such file; a least one says\n\n[model]\npath = '...'") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 text; save it as UTF-8") from error
+    return parse_config(text, str(path))
+
+
+def parse_config(text: str, where: str = "config.toml") -> RunConfig:
+    """Return the settings that TOML `text` writes down; `where` begins the error texts."""
+    try:
+        data = tomllib.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{where}: not TOML: {error}") from error
+    return build_config(data, where)
+
+
+def build_config(data: Mapping[str, Any], where: str = "config") -> RunConfig:
+    """Return the settings of nested mappings; ConfigError lists every complaint."""
+    try:
+        return RunConfig.model_validate(dict(data))
+    except ValidationError as error:
+        complaints = [_complaint(one["type"], one["loc"], one["msg"], one["input"]) for one in error.errors()]
+        raise ConfigError("\n".join(f"{where}: {complaint}" for complaint in complaints)) from error
+
+
+def dump_config(config: RunConfig) -> str:
+    """Return the settings as TOML; `parse_config` gives them back, and equal settings give equal text."""
+    return tomli_w.dumps(config.model_dump(mode="json", exclude_none=True))
+
+
+def match_layers(patterns: Sequence[str], names: Iterable[str], *, setting: str = "keep") -> tuple[str, ...]:
+    """Return the names that any of the patterns (`*`, `?`, `[...]`) matches, in the order of `names`.
+
+    Raises:
+        ConfigError: a pattern matches nothing; names the nearest layers.
+
+    >>> match_layers(["conv_*"], ["conv_in", "mid.proj", "conv_out"])
+    ('conv_in', 'conv_out')
+    """
+    names = list(names)
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.3) or names[:3]
+            raise ConfigError(
+                f"{setting}: the pattern {pattern!r} matches none of the model's {len(names)} layers. "
+                f"Such names are {', '.join(near)}; `mixdq inspect` lists them all."
+            )
+    return tuple(name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns))
+
+
+def _complaint(kind: str, loc: tuple[int | str, ...], message: str, got: object) -> str:
+    key = ".".join(str(step) for step in loc)
+    if kind == "extra_forbidden":
+        known = _keys_beside(loc)
+        near = difflib.get_close_matches(str(loc[-1]), known, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        return f"unknown key {key}; {hint}The keys there are {', '.join(known)}."
+    if kind == "missing":
+        return f"{key} is missing, and has no default; add it."
+    expected = message.removeprefix("Value error, ").removeprefix("Input should be ").replace("valid tuple", "list")
+    return f"{key}: expected {expected}, got {got!r:.80}." if kind != "value_error" else f"{key}: {expected}."
+
+
+def _keys_beside(loc: tuple[int | str, ...]) -> list[str]:
+    """Return the keys that are known where an unknown one was found."""
+    section: type[BaseModel] = RunConfig
+    for step in loc[:-1]:
+        field = section.model_fields.get(str(step))
+        if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
+            break
+        section = field.annotation
+    return list(section.model_fields)

@@ -1,0 +1,155 @@
+"""The one function that changes a model for good: float layers out, quantized layers in, one after the other.
+
+Nothing is touched before the whole plan is known to be possible. Afterwards each float weight is freed as soon as its
+successor stands, so the float and the quantized model are never both in memory.
+"""
+
+import logging
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from mixdq.conversion.check import FLOAT, check_denoiser, check_plan, plan_error
+from mixdq.quant.bos import BosRow
+from mixdq.quant.qparams import activation_qparams
+from mixdq.quant.weights import quantize_weight
+from mixdq.runtime.conv2d import QuantizedConv2d
+from mixdq.runtime.layout import LayerLayout
+from mixdq.runtime.linear import QuantizedLinear
+from mixdq.runtime.requests import kernel_requests
+from mixdq.runtime.select import AUTO, select
+from mixdq.types.layers import LayerSpec, LayerTable
+from mixdq.types.plan import BitPlan, LayerBits
+from mixdq.types.progress import Progress, no_progress
+from mixdq.types.receipt import LayerReceipt, Receipt
+from mixdq.types.tensors import CalibrationRecord
+
+log = logging.getLogger(__name__)
+
+FLOAT_BYTES = 2
+
+Choice = tuple[str, Mapping[str, tuple[str, ...]]]
+
+
+def convert(
+    denoiser: nn.Module,
+    plan: BitPlan,
+    table: LayerTable,
+    record: CalibrationRecord,
+    *,
+    backend: str = AUTO,
+    symmetric: bool = True,
+    rounding: str = "nearest",
+    progress: Progress = no_progress,
+) -> Receipt:
+    """Quantize a denoiser in place and return what was done, layer by layer.
+
+    Layers of W16A16 stay as they are. `backend` is "auto" or a name; `rounding` one of `mixdq.quant.rounding`.
+    An exception from `progress` (Ctrl-C) leaves the denoiser half converted, for the float weights are gone.
+
+    Raises, before anything is touched:
+        PlanError: the plan, the table, the record and the denoiser disagree.
+        NonFiniteError: a weight holds NaN or infinity.
+        NoBackendError: nobody runs one of the layers.
+        ConfigError: there is no such backend.
+    """
+    check_plan(plan, table, record)
+    modules = check_denoiser(denoiser, plan, table)
+    layouts = {spec.name: _layout(spec, plan.layers[spec.name], symmetric) for spec in table if spec.name in modules}
+    choices = _choose(modules, layouts, backend)
+    receipts = []
+    for done, spec in enumerate(table, start=1):
+        if spec.name in layouts:
+            successor = _successor(modules.pop(spec.name), spec, layouts[spec.name], record, backend, rounding)
+            _replace(denoiser, spec.name, successor)
+            receipts.append(_receipt(spec, layouts[spec.name].bits, successor, choices[spec.name]))
+        else:
+            receipts.append(_receipt(spec, FLOAT, denoiser.get_submodule(spec.name), None))
+        log.debug("%s: %s", spec.name, receipts[-1].bits)
+        progress(done, len(table), "conversion")
+    receipt = Receipt(plan=plan.name, layers=tuple(receipts))
+    log.info(
+        "converted %d of %d layers: %d bytes, before %d",
+        len(layouts),
+        len(table),
+        receipt.bytes_after,
+        receipt.bytes_before,
+    )
+    return receipt
+
+
+def _layout(spec: LayerSpec, bits: LayerBits, symmetric: bool) -> LayerLayout:
+    return LayerLayout(name=spec.name, bits=bits, symmetric=symmetric, splits=spec.input_splits, bos=spec.bos)
+
+
+def _choose(
+    modules: Mapping[str, nn.Linear | nn.Conv2d], layouts: Mapping[str, LayerLayout], backend: str
+) -> dict[str, Choice]:
+    """Return layer -> the backend that will run it here, and who refused before."""
+    choices: dict[str, Choice] = {}
+    complaints = []
+    for name, module in modules.items():
+        weight = module.weight
+        try:
+            requests = kernel_requests(module, layouts[name], device=weight.device.type, dtype=weight.dtype)
+        except ValueError as error:
+            complaints.append(str(error))
+            continue
+        willing = [select(request, backend) for request in requests]
+        # Parts of one layer differ in channels alone, but a backend may mind that.
+        names = dict.fromkeys(chosen.name for chosen, _ in willing)
+        refusals = {refuser: reasons for _, refused in willing for refuser, reasons in refused.items()}
+        choices[name] = (", ".join(names), refusals)
+    if complaints:
+        raise plan_error("the plan asks for layers that cannot be built", complaints)
+    return choices
+
+
+def _successor(
+    module: nn.Linear | nn.Conv2d,
+    spec: LayerSpec,
+    layout: LayerLayout,
+    record: CalibrationRecord,
+    backend: str,
+    rounding: str,
+) -> QuantizedLinear | QuantizedConv2d:
+    with torch.no_grad():
+        parts = quantize_weight(
+            module.weight,
+            layout.bits.weight,
+            symmetric=layout.symmetric,
+            splits=layout.splits,
+            rounding=rounding,
+            name=spec.name,
+        )
+    activation = None
+    if not layout.weight_only:
+        activation = [activation_qparams(rng, layout.bits.activation) for rng in record.ranges[spec.name]]
+    if isinstance(module, nn.Conv2d):
+        return QuantizedConv2d.from_float(module, layout, parts, activation, backend=backend)
+    bos = None
+    if layout.bos:
+        assert record.bos_input is not None
+        bos = BosRow(input=record.bos_input, output=record.bos_outputs[spec.name])
+    return QuantizedLinear.from_float(module, layout, parts, activation, bos, backend=backend)
+
+
+def _replace(denoiser: nn.Module, name: str, successor: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    setattr(denoiser.get_submodule(parent), child, successor)
+
+
+def _receipt(spec: LayerSpec, bits: LayerBits, module: nn.Module, choice: Choice | None) -> LayerReceipt:
+    bias = getattr(module, "bias", None)
+    bias_numel = 0 if bias is None else bias.numel()
+    before = FLOAT_BYTES * (spec.weight_numel + bias_numel)
+    if choice is None:
+        return LayerReceipt(
+            layer=spec.name, bits=bits, backend=None, refusals={}, bytes_before=before, bytes_after=before
+        )
+    kept = [tensor for name, tensor in module.state_dict().items() if name != "bias"]
+    after = FLOAT_BYTES * bias_numel + sum(tensor.numel() * tensor.element_size() for tensor in kept)
+    return LayerReceipt(
+        layer=spec.name, bits=bits, backend=choice[0], refusals=choice[1], bytes_before=before, bytes_after=after
+    )

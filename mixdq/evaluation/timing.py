@@ -1,0 +1,51 @@
+"""How long a picture takes: the median of a few runs after a warm-up."""
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timing:
+    """Seconds for one picture of each timed run, in order; warm-up runs are left out."""
+
+    seconds_per_picture: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        """The median, in seconds a picture."""
+        return statistics.median(self.seconds_per_picture)
+
+
+def time_pictures(
+    make: Callable[[], object],
+    *,
+    pictures: int,
+    repeats: int = 3,
+    warm_up: int = 1,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Timing:
+    """Return the time of `repeats` calls of `make`, each making `pictures` pictures, after `warm_up` calls.
+
+    A GPU, where torch has one, is waited for before the clock is read.
+    """
+    if pictures < 1 or repeats < 1 or warm_up < 0:
+        raise ValueError(f"pictures = {pictures}, repeats = {repeats}, warm_up = {warm_up}: nothing to time")
+    for _ in range(warm_up):
+        make()
+    seconds = []
+    for _ in range(repeats):
+        _wait_for_device()
+        start = clock()
+        make()
+        _wait_for_device()
+        seconds.append((clock() - start) / pictures)
+    return Timing(seconds_per_picture=tuple(seconds))
+
+
+def _wait_for_device() -> None:
+    if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.synchronize()

@@ -1,0 +1,179 @@
+"""What a saved model says of itself in its denoiser's config.json, under `quantization_config`; plain JSON and back.
+
+    quant_method     "mixdq"
+    format_version   1
+    backend          what ran it when it was saved: "auto" or a name
+    symmetric        whether weights have no zero points
+    plan             name, layers ("W4A8" each), budget, solver, origin: the whole BitPlan
+    input_splits     layer -> channels of each part of its joined input
+    bos_layers       layers with a stored first-token row
+    calibration      what the ranges were made from -> digest
+
+The tensors themselves are described in `mixdq.runtime.layout`. Files come from anywhere: everything is checked here.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from mixdq.errors import ArtifactFormatError
+from mixdq.runtime.layout import LayerLayout
+from mixdq.types.plan import FLOAT_BITS, BitPlan, Budget, LayerBits, SolverFacts
+
+METHOD = "mixdq"
+FORMAT_VERSION = 1
+MAX_LAYERS = 100_000
+"""More layers than any denoiser has; a config beyond it is hostile."""
+
+_KEYS = {
+    "quant_method",
+    "format_version",
+    "backend",
+    "symmetric",
+    "plan",
+    "input_splits",
+    "bos_layers",
+    "calibration",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SavedModel:
+    """All of `quantization_config` but the method's name; the fields are those of the module's docstring."""
+
+    plan: BitPlan
+    symmetric: bool = True
+    input_splits: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    bos_layers: tuple[str, ...] = ()
+    calibration: Mapping[str, str] = field(default_factory=dict)
+
+    def layouts(self) -> dict[str, LayerLayout]:
+        """Return the layout of every layer with a quantized weight, in the plan's order."""
+        bos = set(self.bos_layers)
+        return {
+            name: LayerLayout(
+                name=name,
+                bits=bits,
+                symmetric=self.symmetric,
+                splits=self.input_splits.get(name, ()),
+                bos=name in bos,
+            )
+            for name, bits in self.plan.layers.items()
+            if bits.weight != FLOAT_BITS
+        }
+
+
+def to_json(saved: SavedModel, backend: str) -> dict[str, Any]:
+    """Return plain JSON values: dicts, lists, strings, numbers, booleans and None."""
+    plan = saved.plan
+    return {
+        "quant_method": METHOD,
+        "format_version": FORMAT_VERSION,
+        "backend": backend,
+        "symmetric": saved.symmetric,
+        "plan": {
+            "name": plan.name,
+            "layers": {name: str(bits) for name, bits in plan.layers.items()},
+            "budget": None if plan.budget is None else _plain(asdict(plan.budget)),
+            "solver": None if plan.solver is None else _plain(asdict(plan.solver)),
+            "origin": dict(plan.origin),
+        },
+        "input_splits": {name: list(splits) for name, splits in saved.input_splits.items()},
+        "bos_layers": list(saved.bos_layers),
+        "calibration": dict(saved.calibration),
+    }
+
+
+def from_json(config: Mapping[str, Any]) -> tuple[SavedModel, str]:
+    """Return what `to_json` was given: the saved model and its backend.
+
+    Raises:
+        ArtifactFormatError: written by a newer MixDQ, or not of this format; says where.
+    """
+    version = _take(config, "format_version", int)
+    if version != FORMAT_VERSION:
+        advice = "update mixdq" if version > FORMAT_VERSION else "the file is damaged"
+        raise ArtifactFormatError(
+            f"quantization_config: format_version = {version}, this mixdq reads {FORMAT_VERSION}; {advice}."
+        )
+    if config.keys() != _KEYS:
+        odd = sorted(map(str, config.keys() ^ _KEYS))
+        raise ArtifactFormatError(f"quantization_config: missing or unknown keys {odd[:8]}")
+    if config["quant_method"] != METHOD:
+        raise ArtifactFormatError(
+            f"quantization_config: quant_method = {config['quant_method']!r}, expected {METHOD!r}"
+        )
+    try:
+        plan = _plan(_take(config, "plan", dict))
+        saved = SavedModel(
+            plan=plan,
+            symmetric=_take(config, "symmetric", bool),
+            input_splits={
+                _known(name, plan): tuple(_positive(part) for part in splits)
+                for name, splits in _take(config, "input_splits", dict).items()
+            },
+            bos_layers=tuple(_known(name, plan) for name in _take(config, "bos_layers", list)),
+            calibration=_texts(_take(config, "calibration", dict)),
+        )
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise ArtifactFormatError(f"quantization_config: {error}") from error
+    return saved, _take(config, "backend", str)
+
+
+def _plan(values: Mapping[str, Any]) -> BitPlan:
+    if values.keys() != {"name", "layers", "budget", "solver", "origin"}:
+        raise ValueError(f"plan: missing or unknown keys among {sorted(map(str, values))[:8]}")
+    layers = _take(values, "layers", dict)
+    if len(layers) > MAX_LAYERS:
+        raise ValueError(f"plan: {len(layers)} layers")
+    return BitPlan(
+        name=_take(values, "name", str),
+        layers={name: LayerBits.parse(_text(bits)) for name, bits in layers.items()},
+        budget=None if values["budget"] is None else _budget(_take(values, "budget", dict)),
+        solver=None if values["solver"] is None else SolverFacts(**_take(values, "solver", dict)),
+        origin=_texts(_take(values, "origin", dict)),
+    )
+
+
+def _budget(values: Mapping[str, Any]) -> Budget:
+    changed = {
+        key: {group: tuple(widths) for group, widths in values[key].items()}
+        for key in ("weight_choices", "activation_choices")
+    }
+    return Budget(**{**values, **changed, "keep": tuple(values["keep"])})
+
+
+def _plain(value: Any) -> Any:
+    """Return `value` with tuples as lists and keys as strings, all the way down."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(each) for key, each in value.items()}
+    return [_plain(each) for each in value] if isinstance(value, tuple | list) else value
+
+
+def _take(values: Mapping[str, Any], key: str, kind: type) -> Any:
+    found = values.get(key)
+    if not isinstance(found, kind) or (kind is int and isinstance(found, bool)):
+        raise ArtifactFormatError(f"quantization_config: {key} must be {kind.__name__}, found {type(found).__name__}")
+    return found
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{value!r} is not a text")
+    return value
+
+
+def _texts(values: Mapping[Any, Any]) -> dict[str, str]:
+    return {_text(key): _text(value) for key, value in values.items()}
+
+
+def _positive(value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 2**31:
+        raise ValueError(f"{value!r} is not a number of channels")
+    return value
+
+
+def _known(name: Any, plan: BitPlan) -> str:
+    if _text(name) not in plan.layers:
+        raise ValueError(f"{name!r} is no layer of the plan")
+    return str(name)

@@ -1,0 +1,95 @@
+"""The first text token (BOS): its output is kept once in floating point, only the other tokens are quantized.
+
+Follows arXiv 2405.17873, section 3.2. The published constant is generalised: where a caller scales the first token's
+state e (zeros for an empty negative prompt, say), the layer's output scales with it, so the stored row is multiplied by
+alpha = <x0, e> / <e, e>; a state that is no multiple of e is refused. Not here: computing the rows of a model
+(`mixdq.calibration.bos`).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mixdq.errors import BosNotConstantError, NonFiniteError
+
+MISFIT_LIMIT = 0.05
+"""Greatest |x0 - alpha e| / |x0| that still passes for a multiple of e."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BosRow:
+    """What a layer that reads the text embedding needs: the shared state [in], and its output for it [out]."""
+
+    input: Tensor
+    output: Tensor
+
+    def __post_init__(self) -> None:
+        if self.input.dim() != 1 or self.output.dim() != 1:
+            raise ValueError(f"a BOS row is two vectors, not {list(self.input.shape)} and {list(self.output.shape)}")
+
+
+def bos_projection(x0: Tensor, bos_input: Tensor) -> tuple[Tensor, Tensor]:
+    """Return alpha and the misfit |x0 - alpha e| / |x0| of first-token states `x0` [..., in], both float32 [...].
+
+    alpha = <x0, e> / <e, e> in float64, so that e itself gives exactly 1. A state of zeros has alpha 0 and misfit 0.
+    Nothing is checked and nothing leaves the device.
+    """
+    state, e = x0.to(torch.float64), bos_input.to(device=x0.device, dtype=torch.float64)
+    length = torch.linalg.vector_norm(state, dim=-1)
+    alpha = torch.where(length == 0.0, 0.0, (state * e).sum(-1) / (e * e).sum(-1))
+    rest = torch.linalg.vector_norm(state - alpha.unsqueeze(-1) * e, dim=-1)
+    misfit = torch.where(length == 0.0, 0.0, rest / length)
+    return alpha.to(torch.float32), misfit.to(torch.float32)
+
+
+def bos_coefficients(x0: Tensor, bos_input: Tensor, *, name: str = "the text embedding") -> Tensor:
+    """Return alpha [batch] of first-token states `x0` [batch, in]; 1 for an ordinary prompt, 0 for zeros.
+
+    Raises:
+        BosNotConstantError: a state is no multiple of `bos_input`, by more than `MISFIT_LIMIT`.
+        NonFiniteError: a state holds NaN or infinity; `name` says whose it is.
+
+    >>> bos_coefficients(torch.tensor([[4.0, 2.0], [0.0, 0.0]]), torch.tensor([4.0, 2.0])).tolist()
+    [1.0, 0.0]
+    """
+    alpha, misfit = bos_projection(x0, bos_input)
+    if bool((misfit <= MISFIT_LIMIT).all()):
+        return alpha
+    if not bool(torch.isfinite(x0).all()):
+        raise NonFiniteError(f"{name}: the first text token's state holds NaN or infinity", where=name)
+    raise BosNotConstantError(
+        f"{name}: the first text token's state is not the one calibrated (off by {float(misfit.max()):.0%}, at most "
+        f"{MISFIT_LIMIT:.0%} is allowed). Use the text encoder and clip skip of the calibration, or calibrate again."
+    )
+
+
+def bos_rows(x0: Tensor, bos: BosRow, bias: Tensor | None = None, *, name: str = "the text embedding") -> Tensor:
+    """Return the layer's outputs [batch, out] for first-token states `x0` [batch, in], in the dtype of `x0`.
+
+    alpha * output; where the layer has a bias, which does not scale, bias + alpha * (output - bias).
+    Raises as `bos_coefficients` does.
+    """
+    alpha = bos_coefficients(x0, bos.input, name=name).unsqueeze(-1)
+    output = bos.output.to(device=x0.device, dtype=torch.float32)
+    if bias is None:
+        return (alpha * output).to(x0.dtype)
+    offset = bias.detach().to(torch.float32)
+    return torch.lerp(offset.expand(*alpha.shape[:-1], -1), output, alpha).to(x0.dtype)
+
+
+def with_bos_row(
+    x: Tensor, bos: BosRow, bias: Tensor | None, others: Callable[[Tensor], Tensor], *, name: str
+) -> Tensor:
+    """Return a layer's output [..., tokens, out] with token 0 from `bos` and the rest from `others(x[..., 1:, :])`.
+
+    `x` is [batch, tokens, in], or [tokens, in] for one text, or [in] for its first token alone; with one token
+    `others` is not called. Raises as `bos_coefficients` does.
+    """
+    if x.dim() == 1:
+        return bos_rows(x, bos, bias, name=name)
+    first = bos_rows(x[..., 0, :], bos, bias, name=name).unsqueeze(-2)
+    if x.shape[-2] == 1:
+        return first
+    return torch.cat([first, others(x[..., 1:, :])], dim=-2)

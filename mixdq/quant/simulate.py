@@ -1,0 +1,163 @@
+"""A layer that computes as if it were quantized, for as long as a `with` block lasts.
+
+The weight is swapped for its fake-quantized copy and the input is fake-quantized on its way in; the product is a float
+one, equal to the integer path up to float rounding. With quantized inputs it is computed in float32, as kernels'
+epilogues are; with a quantized weight alone, in the layer's own dtype, as dequantizing kernels do. The layer is
+borrowed: the very same parameter objects and the same `forward` are put back, whatever happens.
+
+Not here: replacing a layer for good (`mixdq.conversion`).
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from mixdq.quant.affine import fake_quantize
+from mixdq.quant.bos import BosRow, with_bos_row
+from mixdq.quant.qparams import activation_qparams
+from mixdq.quant.weights import fake_quantize_weight
+from mixdq.types.plan import FLOAT_BITS, LayerBits
+from mixdq.types.tensors import ActivationRange, QParams
+
+QuantizableLayer = nn.Linear | nn.Conv2d
+
+
+def simulated_weight(
+    module: QuantizableLayer,
+    num_bits: int,
+    *,
+    symmetric: bool = True,
+    splits: Sequence[int] = (),
+    bos: BosRow | None = None,
+    rounding: str = "nearest",
+    name: str = "layer",
+) -> AbstractContextManager[None]:
+    """Simulate a layer whose weight alone is quantized; see `simulated_layer`."""
+    bits = LayerBits(weight=num_bits, activation=FLOAT_BITS)
+    return simulated_layer(module, bits, symmetric=symmetric, splits=splits, bos=bos, rounding=rounding, name=name)
+
+
+def simulated_activation(
+    module: QuantizableLayer,
+    ranges: Sequence[ActivationRange],
+    num_bits: int,
+    *,
+    splits: Sequence[int] = (),
+    bos: BosRow | None = None,
+    name: str = "layer",
+) -> AbstractContextManager[None]:
+    """Simulate a layer whose input alone is quantized; see `simulated_layer`."""
+    bits = LayerBits(weight=FLOAT_BITS, activation=num_bits)
+    return simulated_layer(module, bits, ranges=ranges, splits=splits, bos=bos, name=name)
+
+
+@contextmanager
+def simulated_layer(
+    module: QuantizableLayer,
+    bits: LayerBits,
+    *,
+    ranges: Sequence[ActivationRange] = (),
+    symmetric: bool = True,
+    splits: Sequence[int] = (),
+    bos: BosRow | None = None,
+    rounding: str = "nearest",
+    name: str = "layer",
+) -> Iterator[None]:
+    """Let a layer compute as if quantized to `bits`, and put it back as it was at the end.
+
+    `ranges` has one range for each part of the input (one where `splits` is empty); it is not read where activations
+    stay in floating point. Parts are channels of a conv2d's input, the last axis of a linear's. With `bos` the input is
+    [batch, tokens, in], token 0's output comes from the stored row, and only tokens 1.. are quantized. At W16A16
+    nothing happens. One simulation of a layer at a time.
+
+    Raises:
+        NonFiniteError: the weight, or a first text token, holds NaN or infinity.
+        BosNotConstantError: within the block, the first text token is not the stored one.
+        ValueError: parts and ranges do not fit the layer.
+    """
+    changed: dict[str, nn.Parameter] = {}
+    quantized_input = bits.activation != FLOAT_BITS
+    dtype = torch.float32 if quantized_input else module.weight.dtype
+    if bits.weight != FLOAT_BITS:
+        fake = fake_quantize_weight(
+            module.weight, bits.weight, symmetric=symmetric, splits=splits, rounding=rounding, name=name
+        )
+        changed["weight"] = nn.Parameter(fake.to(dtype), requires_grad=False)
+    if quantized_input:
+        for key in ("weight", "bias"):
+            parameter = getattr(module, key)
+            if key not in changed and parameter is not None and parameter.dtype != dtype:
+                changed[key] = nn.Parameter(parameter.detach().to(dtype), requires_grad=False)
+    compute: Callable[[Tensor], Tensor] = module.forward
+    if quantized_input:
+        compute = _on_quantized_input(compute, _input_qparams(module, ranges, bits.activation, splits, name))
+    if bos is not None and bits != LayerBits(weight=FLOAT_BITS, activation=FLOAT_BITS):
+        compute = _beside_bos_row(compute, bos, module.bias, name)
+    with _borrowed(module, changed, compute):
+        yield
+
+
+@contextmanager
+def _borrowed(
+    module: nn.Module, changed: dict[str, nn.Parameter], forward: Callable[[Tensor], Tensor]
+) -> Iterator[None]:
+    kept = {key: getattr(module, key) for key in changed}
+    # An own `forward` is there already where a hook library (accelerate, say) has wrapped the layer.
+    own_forward = vars(module).get("forward")
+    try:
+        for key, parameter in changed.items():
+            setattr(module, key, parameter)
+        if forward != module.forward:
+            vars(module)["forward"] = forward
+        yield
+    finally:
+        for key, parameter in kept.items():
+            setattr(module, key, parameter)
+        if own_forward is not None:
+            vars(module)["forward"] = own_forward
+        else:
+            vars(module).pop("forward", None)
+
+
+def _on_quantized_input(compute: Callable[[Tensor], Tensor], qparams: QParams) -> Callable[[Tensor], Tensor]:
+    def forward(input: Tensor) -> Tensor:
+        return compute(fake_quantize(input.to(torch.float32), qparams)).to(input.dtype)
+
+    return forward
+
+
+def _beside_bos_row(
+    compute: Callable[[Tensor], Tensor], bos: BosRow, bias: Tensor | None, name: str
+) -> Callable[[Tensor], Tensor]:
+    def forward(input: Tensor) -> Tensor:
+        return with_bos_row(input, bos, bias, compute, name=name)
+
+    return forward
+
+
+def _input_qparams(
+    module: QuantizableLayer, ranges: Sequence[ActivationRange], num_bits: int, splits: Sequence[int], name: str
+) -> QParams:
+    """Return the input's scale and zero point; for a joined input, each part's repeated over its channels."""
+    if len(ranges) != max(1, len(splits)):
+        raise ValueError(f"{name}: {len(ranges)} ranges for {max(1, len(splits))} input parts")
+    device = module.weight.device
+    parts = [activation_qparams(rng, num_bits) for rng in ranges]
+    if not splits:
+        part = parts[0]
+        assert part.zero_point is not None
+        return QParams(scale=part.scale.to(device), zero_point=part.zero_point.to(device), spec=part.spec)
+    channels = module.in_features if isinstance(module, nn.Linear) else module.in_channels
+    if sum(splits) != channels:
+        raise ValueError(f"{name}: parts {tuple(splits)} do not add up to {channels} input channels")
+    repeats = torch.tensor(list(splits))
+    shape = (-1,) if isinstance(module, nn.Linear) else (-1, 1, 1)
+    scale = torch.stack([part.scale for part in parts]).repeat_interleave(repeats)
+    zero_point = torch.stack([part.zero_point for part in parts if part.zero_point is not None])
+    return QParams(
+        scale=scale.reshape(shape).to(device),
+        zero_point=zero_point.repeat_interleave(repeats).reshape(shape).to(device),
+        spec=parts[0].spec,
+    )

@@ -1,0 +1,77 @@
+"""Layers that compute as if quantized by a plan, for as long as a `with` block lasts: `simulate` told by the records.
+
+What each layer needs (parts, ranges, BOS row) is looked up in the layer table and the calibration record.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+
+from torch import nn
+
+from mixdq.errors import CalibrationError
+from mixdq.quant.bos import BosRow
+from mixdq.quant.simulate import simulated_layer
+from mixdq.types.layers import LayerSpec, LayerTable
+from mixdq.types.plan import FLOAT_BITS, LayerBits
+from mixdq.types.tensors import CalibrationRecord
+
+
+def simulated_spec(
+    denoiser: nn.Module,
+    layer: LayerSpec,
+    bits: LayerBits,
+    record: CalibrationRecord,
+    *,
+    symmetric: bool = True,
+    rounding: str = "nearest",
+) -> AbstractContextManager[None]:
+    """Simulate one layer of a denoiser at `bits`; everything is put back at the end of the block.
+
+    Raises:
+        CalibrationError: the record lacks the range or the BOS row that the layer needs.
+    """
+    ranges = record.ranges.get(layer.name, ())
+    if bits.activation != FLOAT_BITS and len(ranges) != max(1, len(layer.input_splits)):
+        raise CalibrationError(f"{layer.name}: the calibration has no range for its input; calibrate this model again")
+    module = denoiser.get_submodule(layer.name)
+    assert isinstance(module, nn.Linear | nn.Conv2d)
+    return simulated_layer(
+        module,
+        bits,
+        ranges=ranges,
+        symmetric=symmetric,
+        splits=layer.input_splits,
+        bos=_bos_row(layer, record),
+        rounding=rounding,
+        name=layer.name,
+    )
+
+
+@contextmanager
+def simulated_plan(
+    denoiser: nn.Module,
+    table: LayerTable,
+    bits: Mapping[str, LayerBits],
+    record: CalibrationRecord,
+    *,
+    symmetric: bool = True,
+    rounding: str = "nearest",
+) -> Iterator[None]:
+    """Simulate every layer of `table` at its `bits` together; layers that `bits` does not name stay as they are."""
+    with ExitStack() as stack:
+        for layer in table:
+            if layer.name in bits:
+                simulation = simulated_spec(
+                    denoiser, layer, bits[layer.name], record, symmetric=symmetric, rounding=rounding
+                )
+                stack.enter_context(simulation)
+        yield
+
+
+def _bos_row(layer: LayerSpec, record: CalibrationRecord) -> BosRow | None:
+    if not layer.bos:
+        return None
+    output = record.bos_outputs.get(layer.name)
+    if record.bos_input is None or output is None:
+        raise CalibrationError(f"{layer.name}: the calibration has no BOS row for it; calibrate this model again")
+    return BosRow(input=record.bos_input, output=output)

@@ -1,0 +1,1 @@
+"""One file for each backend; `mixdq.runtime.select.BACKENDS` lists them in order of preference."""

@@ -1,0 +1,75 @@
+"""What a backend is asked, and what it answers. Which backend wins is decided in `mixdq.runtime.select`."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from mixdq.types.layers import Op
+from mixdq.types.plan import LayerBits
+from mixdq.types.tensors import QParams, QTensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class KernelRequest:
+    """One product to be computed: a layer, or one part of a layer whose input is joined.
+
+    Attributes:
+        layer: the layer's dotted path; for messages.
+        op: "linear" or "conv2d".
+        bits: its widths; an activation of 16 means weight-only.
+        weight_shape: [out, in] or [out, in / groups, height, width] of this part.
+        stride, padding, dilation, groups: the convolution's; borders are real zeros. Unused by "linear".
+        symmetric: False where the weight has zero points.
+        device: a torch device type, such as "cpu" or "cuda".
+        dtype: of the input.
+        output_dtype: of the output; float32 for a part whose sum with others is still to come.
+    """
+
+    layer: str
+    op: Op
+    bits: LayerBits
+    weight_shape: tuple[int, ...]
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int] = (0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+    symmetric: bool = True
+    device: str
+    dtype: torch.dtype
+    output_dtype: torch.dtype
+
+
+class Kernel(Protocol):
+    """A bound product: input of any strides and batch in, output of the request's `output_dtype` out."""
+
+    def __call__(self, x: Tensor, /) -> Tensor:
+        """Return the product of `x`, [..., in] or [batch, in, height, width]."""
+        ...
+
+
+class Backend(Protocol):
+    """A way to compute quantized products.
+
+    Integer accumulators equal the reference backend's bit for bit. `tolerance` bounds the float epilogue:
+    |y - exact| <= tolerance * (|scale * accumulator| + |bias|) before the cast to the output's type.
+    """
+
+    @property
+    def name(self) -> str:
+        """What users type."""
+        ...
+
+    @property
+    def tolerance(self) -> float:
+        """The greatest relative error of the float epilogue."""
+        ...
+
+    def refusals(self, request: KernelRequest) -> list[str]:
+        """Return why this backend cannot run the request, in words; empty where it can."""
+        ...
+
+    def bind(self, request: KernelRequest, weight: QTensor, bias: Tensor | None, activation: QParams | None) -> Kernel:
+        """Return the kernel for a request without refusals; `activation` is None where it is weight-only."""
+        ...

@@ -1,0 +1,218 @@
+"""What quantized layers have in common: their tensors, and the kernel bound to them.
+
+A kernel is bound on the first call, when codes, device and dtype are known, and again after anything of these changed.
+Casting a layer (`.half()`, `.to(dtype)`) casts its bias alone: codes, scales and BOS rows stay as they are.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from mixdq.quant.bos import BosRow
+from mixdq.quant.weights import dequantize_weight
+from mixdq.runtime.compose import BesideBosRow, JoinedInput
+from mixdq.runtime.kernel import Kernel
+from mixdq.runtime.layout import (
+    EXACT_NAMES,
+    LayerLayout,
+    check_values,
+    join_parts,
+    split_parts,
+    tensor_specs,
+    weight_shape_of,
+)
+from mixdq.runtime.requests import kernel_requests
+from mixdq.runtime.select import check_backend, select
+from mixdq.types.tensors import QParams, QTensor, QuantSpec
+
+
+@dataclass(frozen=True)
+class _Bound:
+    """A kernel, and all that it was bound for; a layer that differs in any of it needs a new one."""
+
+    kernel: Kernel
+    weight: Tensor
+    device: torch.device
+    dtype: torch.dtype
+    geometry: object
+
+    def fits(self, weight: Tensor, x: Tensor, geometry: object) -> bool:
+        """Return whether the kernel may still be used."""
+        return self.weight is weight and self.device == x.device and self.dtype == x.dtype and self.geometry == geometry
+
+
+class QuantizedLayer(nn.Module):
+    """The part of `QuantizedLinear` and `QuantizedConv2d` that is not geometry; see `mixdq.runtime.layout`."""
+
+    layout: LayerLayout
+    backend: str
+    weight: Tensor
+    bias: Tensor | None
+    weight_scale: Tensor
+    weight_zero_point: Tensor | None
+    input_scale: Tensor | None
+    input_zero_point: Tensor | None
+    bos_input: Tensor | None
+    bos_output: Tensor | None
+    _bound: _Bound | None
+
+    channel_axis: int
+
+    def _hold(self, layout: LayerLayout, backend: str, tensors: Mapping[str, Tensor], bias: Tensor | None) -> None:
+        """Take tensors of the portable layout as this layer's own, once."""
+        self.layout = layout
+        self.backend = check_backend(backend)
+        self._bound = None
+        self.weight = nn.Parameter(tensors["weight"], requires_grad=False)
+        self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
+        for name in EXACT_NAMES:
+            self.register_buffer(name, tensors.get(name))
+
+    def _hold_parts(
+        self,
+        layout: LayerLayout,
+        backend: str,
+        parts: Sequence[QTensor],
+        activation: Sequence[QParams] | None,
+        bos: BosRow | None,
+        bias: Tensor | None,
+    ) -> None:
+        tensors = join_parts(parts, activation)
+        if bos is not None:
+            # Copies, for layers share the input row and safetensors refuses shared memory.
+            device = tensors["weight"].device
+            tensors["bos_input"] = bos.input.detach().to(device, torch.float32, copy=True)
+            tensors["bos_output"] = bos.output.detach().to(device, torch.float32, copy=True)
+        expected = tensor_specs(layout, weight_shape_of(self._geometry_module()))
+        found = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
+        if found != expected:
+            raise ValueError(f"{layout.name}: {layout} needs tensors {expected}, not {found}")
+        self._hold(layout, backend, tensors, bias)
+
+    def _hold_empty(self, layout: LayerLayout, backend: str, float_module: nn.Linear | nn.Conv2d) -> None:
+        device = float_module.weight.device
+        specs = tensor_specs(layout, weight_shape_of(float_module))
+        tensors = {name: torch.empty(shape, dtype=dtype, device=device) for name, (shape, dtype) in specs.items()}
+        self._hold(layout, backend, tensors, float_module.bias)
+
+    def parts(self) -> tuple[QTensor, ...]:
+        """Return the weight as quantized parts that share this layer's memory."""
+        shape = weight_shape_of(self._geometry_module())
+        return split_parts(self.layout, shape, self.weight, self.weight_scale, self.weight_zero_point)
+
+    def activation(self) -> tuple[QParams, ...] | None:
+        """Return scale and zero point of each input part; None where weight-only."""
+        if self.input_scale is None or self.input_zero_point is None:
+            return None
+        spec = QuantSpec(num_bits=self.layout.bits.activation, symmetric=False)
+        return tuple(
+            QParams(scale=scale, zero_point=zero_point, spec=spec)
+            for scale, zero_point in zip(self.input_scale, self.input_zero_point, strict=True)
+        )
+
+    def bos_row(self) -> BosRow | None:
+        """Return the stored first-token row; None where the layer has none."""
+        if self.bos_input is None or self.bos_output is None:
+            return None
+        return BosRow(input=self.bos_input, output=self.bos_output)
+
+    def float_weight(self) -> Tensor:
+        """Return the weight that the codes stand for, in float32."""
+        return dequantize_weight(self.parts())
+
+    def put(self, name: str, tensor: Tensor) -> None:
+        """Take one tensor of the portable layout as this layer's own: what loading does.
+
+        Raises:
+            ValueError: shape, dtype or values are not what the layout allows.
+        """
+        shape, dtype = tensor_specs(self.layout, weight_shape_of(self._geometry_module()))[name]
+        if tuple(tensor.shape) != shape or tensor.dtype != dtype:
+            found = f"{tensor.dtype} {list(tensor.shape)}"
+            raise ValueError(f"{self.layout.name}.{name}: expected {dtype} {list(shape)}, found {found}")
+        check_values(self.layout, name, tensor)
+        if name == "weight":
+            self.weight = nn.Parameter(tensor, requires_grad=False)
+        else:
+            self._buffers[name] = tensor
+        self._bound = None
+
+    def use_backend(self, backend: str) -> None:
+        """Run on another backend from the next call on; raises ConfigError where there is no such backend."""
+        self.backend = check_backend(backend)
+        self._bound = None
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return the layer's output in the dtype of `input`."""
+        geometry = self._geometry()
+        bound = self._bound
+        if bound is None or not bound.fits(self.weight, input, geometry):
+            bound = _Bound(self._bind(input), self.weight, input.device, input.dtype, geometry)
+            # An offloaded layer's tensors come for one call alone: a kept kernel would keep them on the device.
+            self._bound = None if _is_offloaded(self) else bound
+        return bound.kernel(input)
+
+    def extra_repr(self) -> str:
+        """Return what `print(layer)` shows besides the float layer's own."""
+        parts = f", splits={self.layout.splits}" if self.layout.splits else ""
+        return f"{super().extra_repr()}, bits={self.layout.bits}{parts}, bos={self.layout.bos}, backend={self.backend}"
+
+    def _fill(self, module: nn.Linear | nn.Conv2d, dtype: torch.dtype) -> None:
+        """Give a float module, made on meta, this layer's weight and bias."""
+        module.weight = nn.Parameter(self.float_weight().to(dtype), requires_grad=False)
+        if self.bias is not None:
+            module.bias = nn.Parameter(self.bias.detach().to(dtype), requires_grad=False)
+        module.train(self.training)
+
+    def _geometry_module(self) -> nn.Linear | nn.Conv2d:
+        assert isinstance(self, nn.Linear | nn.Conv2d)
+        return self
+
+    def _geometry(self) -> object:
+        """Return what else of this module a bound kernel depends on."""
+        return None
+
+    def _bind(self, x: Tensor) -> Kernel:
+        parts, activation = self.parts(), self.activation()
+        requests = kernel_requests(self._geometry_module(), self.layout, device=x.device.type, dtype=x.dtype)
+        kernels = []
+        for i, (request, part) in enumerate(zip(requests, parts, strict=True)):
+            backend, _ = select(request, self.backend)
+            bias = self.bias if i == 0 else None
+            kernels.append(backend.bind(request, part, bias, None if activation is None else activation[i]))
+        kernel: Kernel = kernels[0]
+        if len(kernels) > 1:
+            kernel = JoinedInput(tuple(kernels), self.layout.splits, self.channel_axis, x.dtype)
+        bos = self.bos_row()
+        return kernel if bos is None else BesideBosRow(kernel, bos, self.bias, self.layout.name)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        kept = {name: buffer for name in EXACT_NAMES if (buffer := self._buffers.get(name)) is not None}
+        codes = self.weight.data
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, before in kept.items():
+            after = self._buffers[name]
+            if after is not None and after.dtype != before.dtype:
+                self._buffers[name] = before.to(after.device)
+        # `.type(dtype)`, unlike `.to(dtype)`, casts integers too.
+        if self.weight.dtype != codes.dtype:
+            self.weight = nn.Parameter(codes.to(self.weight.device), requires_grad=False)
+        self._bound = None
+        return self
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._bound = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy binds a kernel to its own tensors.
+        return {**vars(self), "_bound": None}
+
+
+def _is_offloaded(module: nn.Module) -> bool:
+    """Return whether accelerate brings this module's tensors for each call and takes them away after it."""
+    hook = getattr(module, "_hf_hook", None)
+    return any(getattr(each, "offload", False) for each in getattr(hook, "hooks", (hook,)))

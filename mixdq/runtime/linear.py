@@ -1,0 +1,52 @@
+"""A Linear layer that computes on integers. Its tensors: `mixdq.runtime.layout`. Its kernel: `mixdq.runtime.layer`."""
+
+from collections.abc import Sequence
+from typing import Self
+
+import torch
+from torch import nn
+
+from mixdq.quant.bos import BosRow
+from mixdq.runtime.layer import QuantizedLayer
+from mixdq.runtime.layout import LayerLayout
+from mixdq.types.tensors import QParams, QTensor
+
+
+class QuantizedLinear(QuantizedLayer, nn.Linear):  # type: ignore[misc]  # nn.Linear calls its bias never None
+    """`nn.Linear` with a quantized weight and, unless weight-only, a quantized input; made by the two class methods."""
+
+    channel_axis = -1
+
+    @classmethod
+    def from_float(
+        cls,
+        module: nn.Linear,
+        layout: LayerLayout,
+        parts: Sequence[QTensor],
+        activation: Sequence[QParams] | None,
+        bos: BosRow | None,
+        *,
+        backend: str,
+    ) -> Self:
+        """Return the quantized successor of a float layer, which is left as it was; the bias is shared."""
+        self = cls._like(module)
+        self._hold_parts(layout, backend, parts, activation, bos, module.bias)
+        return self
+
+    @classmethod
+    def empty(cls, module: nn.Linear, layout: LayerLayout, *, backend: str) -> Self:
+        """Return a layer with tensors of the right shapes and no content, on the device of `module` (meta, usually)."""
+        self = cls._like(module)
+        self._hold_empty(layout, backend, module)
+        return self
+
+    @classmethod
+    def _like(cls, module: nn.Linear) -> Self:
+        self = cls(module.in_features, module.out_features, bias=module.bias is not None, device="meta")
+        return self.train(module.training)
+
+    def to_float(self, dtype: torch.dtype) -> nn.Linear:
+        """Return a float layer of the weight that the codes stand for; a BOS row is not kept."""
+        module = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None, device="meta")
+        self._fill(module, dtype)
+        return module

@@ -1,0 +1,60 @@
+"""Which backend runs a product: the first willing one, in order; every refusal on the way is kept."""
+
+from collections.abc import Mapping, Sequence
+
+from mixdq.errors import ConfigError, NoBackendError
+from mixdq.runtime.backends.reference import ReferenceBackend
+from mixdq.runtime.kernel import Backend, KernelRequest
+
+REFERENCE = ReferenceBackend()
+
+BACKENDS: tuple[Backend, ...] = (REFERENCE,)
+"""Every backend, fastest first. The reference backend runs only when named."""
+
+AUTO = "auto"
+
+
+def select(
+    request: KernelRequest, backend: str, backends: Sequence[Backend] = BACKENDS
+) -> tuple[Backend, Mapping[str, tuple[str, ...]]]:
+    """Return the backend for a request, and the refusals of those that were asked before it.
+
+    `backend` is "auto" (the first willing one that is not the reference) or a name, which is then the only one asked.
+
+    Raises:
+        ConfigError: there is no such backend.
+        NoBackendError: all that were asked refuse; it carries their reasons.
+    """
+    refusals: dict[str, tuple[str, ...]] = {}
+    for candidate in _candidates(backend, backends):
+        reasons = candidate.refusals(request)
+        if not reasons:
+            return candidate, refusals
+        refusals[candidate.name] = tuple(reasons)
+    raise NoBackendError(_complaint(request, backend, refusals), refusals=refusals)
+
+
+def check_backend(backend: str, backends: Sequence[Backend] = BACKENDS) -> str:
+    """Return `backend` if it is "auto" or the name of one; raise ConfigError otherwise."""
+    _candidates(backend, backends)
+    return backend
+
+
+def _candidates(backend: str, backends: Sequence[Backend]) -> list[Backend]:
+    if backend == AUTO:
+        return [candidate for candidate in backends if candidate.name != REFERENCE.name]
+    named = [candidate for candidate in backends if candidate.name == backend]
+    if not named:
+        names = ", ".join([AUTO, *(candidate.name for candidate in backends)])
+        raise ConfigError(f"backend = {backend!r}: expected one of {names}")
+    return named
+
+
+def _complaint(request: KernelRequest, backend: str, refusals: Mapping[str, Sequence[str]]) -> str:
+    what = f"{request.layer} ({request.op}, {request.bits}, {request.device}, {request.dtype})"
+    why = "; ".join(f"{name}: {', '.join(reasons)}" for name, reasons in refusals.items())
+    advice = ""
+    if backend == AUTO:
+        why = why or "this version has no fast backend"
+        advice = f" The slow one runs when it is named: --backend {REFERENCE.name} (backend={REFERENCE.name!r})."
+    return f"No backend can run {what}: {why}.{advice}"

@@ -1,0 +1,58 @@
+"""Scores kept as they are measured, so that an interrupted analysis continues where it stopped.
+
+What the analysis asks of a keeper, and the one in memory; the file is `mixdq.store.table_file.SensitivityLog`.
+"""
+
+from collections.abc import Mapping, Set
+from typing import Protocol
+
+from mixdq.sensitivity.trial import Key
+from mixdq.types.scores import Score, SensitivityTable
+
+
+class Sink(Protocol):
+    """Where scores go, and where those of an earlier run come from.
+
+    Whoever opens it vouches that its scores are of the same model, prompts and settings; `table.origin` says of which.
+    """
+
+    @property
+    def done(self) -> Set[Key]:
+        """What is known: (layer, role, bits, metric)."""
+        ...
+
+    @property
+    def table(self) -> SensitivityTable:
+        """All scores so far."""
+        ...
+
+    def append(self, score: Score) -> None:
+        """Keep one more score."""
+        ...
+
+
+class MemorySink:
+    """Keeps scores in memory, for one run."""
+
+    def __init__(self, origin: Mapping[str, str]) -> None:
+        self._origin = origin
+        self._scores: dict[Key, Score] = {}
+
+    @property
+    def done(self) -> Set[Key]:
+        """What is known: (layer, role, bits, metric)."""
+        return self._scores.keys()
+
+    @property
+    def table(self) -> SensitivityTable:
+        """All scores so far, in the order they came."""
+        return SensitivityTable(scores=tuple(self._scores.values()), origin=self._origin)
+
+    def append(self, score: Score) -> None:
+        """Keep one more score."""
+        self._scores[key_of(score)] = score
+
+
+def key_of(score: Score) -> Key:
+    """Return what names a score."""
+    return (score.layer, score.role, score.num_bits, score.metric)

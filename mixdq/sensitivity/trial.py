@@ -1,0 +1,117 @@
+"""One evaluation of sensitivity analysis: a layer, a role and a width, scored by replaying a recorded run."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from mixdq.errors import ConfigError, NonFiniteError
+from mixdq.metrics.base import METRICS
+from mixdq.metrics.sqnr import sqnr
+from mixdq.metrics.ssim import ssim
+from mixdq.pipeline.family import Pipeline
+from mixdq.pipeline.trace import Trace, regenerate, replay
+from mixdq.quant.simulate_plan import simulated_spec
+from mixdq.types.layers import Group, LayerSpec, LayerTable
+from mixdq.types.plan import FLOAT_BITS, LayerBits
+from mixdq.types.scores import Role, Score
+from mixdq.types.tensors import CalibrationRecord
+
+Key = tuple[str, Role, int, str]
+"""What names a score: layer, role, bits, metric."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One layer with its weight or its input at `num_bits`, to be scored by `metrics`."""
+
+    layer: str
+    role: Role
+    num_bits: int
+    metrics: tuple[str, ...]
+
+    @property
+    def bits(self) -> LayerBits:
+        """The widths of the layer in this trial."""
+        if self.role == "weight":
+            return LayerBits(weight=self.num_bits, activation=FLOAT_BITS)
+        return LayerBits(weight=FLOAT_BITS, activation=self.num_bits)
+
+    @property
+    def keys(self) -> tuple[Key, ...]:
+        """The keys of its scores."""
+        return tuple((self.layer, self.role, self.num_bits, metric) for metric in self.metrics)
+
+
+def list_trials(
+    table: LayerTable,
+    weight_bits: Mapping[Group, Sequence[int]],
+    activation_bits: Mapping[Group, Sequence[int]],
+    metric_of: Mapping[Group, Sequence[str]],
+) -> tuple[Trial, ...]:
+    """Return all trials, layer by layer in table order, weights before activations, widths as given.
+
+    A group without metrics or widths is not measured; 16 bits, which change nothing, are left out.
+
+    Raises:
+        ConfigError: a metric has no such name.
+    """
+    unknown = {metric for metrics in metric_of.values() for metric in metrics} - METRICS.keys()
+    if unknown:
+        raise ConfigError(f"metric {', '.join(sorted(unknown))}: expected one of {', '.join(sorted(METRICS))}")
+    widths_of: tuple[tuple[Role, Mapping[Group, Sequence[int]]], ...] = (
+        ("weight", weight_bits),
+        ("activation", activation_bits),
+    )
+    return tuple(
+        Trial(layer=layer.name, role=role, num_bits=num_bits, metrics=tuple(metric_of[layer.group]))
+        for layer in table
+        for role, widths in widths_of
+        for num_bits in widths.get(layer.group, ())
+        if num_bits != FLOAT_BITS and metric_of.get(layer.group)
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialScorer:
+    """Scores trials against a trace of the floating-point model; the model is the same before and after.
+
+    "sqnr" compares the denoiser's outputs, call by call from the recorded inputs; every other metric compares pictures,
+    made again from the recorded embeddings and noise.
+    """
+
+    pipe: Pipeline
+    denoiser: nn.Module
+    layers: Mapping[str, LayerSpec]
+    record: CalibrationRecord
+    trace: Trace
+    ssim_window: int
+    symmetric: bool
+    rounding: str
+
+    def __call__(self, trial: Trial) -> tuple[Score, ...]:
+        """Return one score a metric, in order; raise NonFiniteError naming the layer if one is not a number."""
+        layer = self.layers[trial.layer]
+        with simulated_spec(
+            self.denoiser, layer, trial.bits, self.record, symmetric=self.symmetric, rounding=self.rounding
+        ):
+            return tuple(self._score(trial, metric) for metric in trial.metrics)
+
+    def _score(self, trial: Trial, metric: str) -> Score:
+        try:
+            value = self._of_outputs() if metric == "sqnr" else self._of_pictures(metric)
+        except NonFiniteError as error:
+            text = f"{trial.layer}: with its {trial.role} at {trial.num_bits} bits the model gives NaN or infinity"
+            raise NonFiniteError(text, where=trial.layer) from error
+        return Score(layer=trial.layer, role=trial.role, num_bits=trial.num_bits, metric=metric, value=value)
+
+    def _of_outputs(self) -> float:
+        calls = self.trace.calls
+        return sqnr(torch.cat([call.output for call in calls]), torch.cat([replay(self.denoiser, c) for c in calls]))
+
+    def _of_pictures(self, metric: str) -> float:
+        pictures = regenerate(self.pipe, self.trace)
+        if metric == "ssim":
+            return ssim(self.trace.pictures, pictures, window=self.ssim_window)
+        return METRICS[metric](self.trace.pictures, pictures)

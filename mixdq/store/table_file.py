@@ -1,0 +1,175 @@
+"""layers.json, written once, and sensitivity.csv, which grows by a row with every measurement.
+
+    # mixdq.sensitivity/1
+    # origin {"layers": "...", "model": "..."}
+    layer,role,num_bits,metric,value
+    mid_block.attentions.0.proj_in,weight,4,sqnr,31.25
+
+Values are written so that they are read back bit for bit. `SensitivityLog` appends; a process killed in the middle
+of a row leaves at most a torn last line, which the next one cuts off.
+"""
+
+import csv
+import io
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from mixdq.errors import ArtifactFormatError
+from mixdq.store.artifact import Schema, atomic_write, bad_format, check_schema, expect_origin, read_bytes
+from mixdq.store.json_file import decode, encode, parse_json, read_json, write_json
+from mixdq.types.layers import LayerTable
+from mixdq.types.scores import ROLES, Role, Score, SensitivityTable
+
+LAYERS = Schema("layers", "mixdq inspect")
+SENSITIVITY = Schema("sensitivity", "mixdq sensitivity")
+
+ScoreKey = tuple[str, Role, int, str]
+
+_HEADER = "layer,role,num_bits,metric,value"
+
+
+def write_layers(path: Path, table: LayerTable, origin: Mapping[str, str] | None = None) -> None:
+    """Write a layer table as JSON, one line a layer; the model's digest is its origin unless another is given."""
+    write_json(path, LAYERS, encode(LayerTable, table), {"model": table.digest} if origin is None else origin)
+
+
+def read_layers(path: Path) -> LayerTable:
+    """Return the layer table of a file; ArtifactError where it is missing, foreign, damaged or newer."""
+    return decode(path, LAYERS, LayerTable, read_json(path, LAYERS).content)
+
+
+def write_sensitivity(path: Path, table: SensitivityTable) -> None:
+    """Write a whole sensitivity table, atomically; the bytes are those of a `SensitivityLog` fed with its scores."""
+    text = _head(table.origin) + "".join(format_row(score) for score in table.scores)
+    atomic_write(path, text.encode("utf-8"))
+
+
+def read_sensitivity(path: Path) -> SensitivityTable:
+    """Return the table of a file; ArtifactError where it is missing, foreign, newer, damaged, or torn in a row."""
+    data = read_bytes(path, SENSITIVITY)
+    if not data.endswith(b"\n"):
+        raise bad_format(path, SENSITIVITY, "its last line is torn (the same command continues it)")
+    return _parse(path, data)
+
+
+def format_row(score: Score) -> str:
+    """Return the line of one score; ValueError where a name holds a line break."""
+    if any(mark in score.layer + score.metric for mark in "\r\n\0"):
+        raise ValueError(f"{score.layer!r}: a name in a table must fit on one line")
+    out = io.StringIO()
+    row = [score.layer, score.role, score.num_bits, score.metric, repr(float(score.value))]
+    csv.writer(out, lineterminator="\n").writerow(row)
+    return out.getvalue()
+
+
+def key_of(score: Score) -> ScoreKey:
+    """Return what identifies a measurement: layer, role, bits, metric."""
+    return (score.layer, score.role, score.num_bits, score.metric)
+
+
+class SensitivityLog:
+    """An open sensitivity.csv: `done` says what has been measured, `append` adds a row and has it on disk.
+
+    Use as a context manager. One process at a time may have a file open.
+    """
+
+    def __init__(self, path: Path, table: SensitivityTable) -> None:
+        self._path = path
+        self._origin = table.origin
+        self._scores = {key_of(score): score for score in table.scores}
+        self._file = path.open("ab", buffering=0)
+
+    @classmethod
+    def open(cls, path: Path, origin: Mapping[str, str], rerun: str | None = None) -> Self:
+        """Return the log of `path`: begun if there is no file, else continued, a torn last line cut off.
+
+        Raises:
+            StaleArtifactError: the file was begun from another `origin`; the text says to run `rerun`, or to remove it.
+            ArtifactFormatError: the file is foreign, damaged or newer.
+        """
+        if not path.exists():
+            atomic_write(path, _head(origin).encode("utf-8"))
+        data = read_bytes(path, SENSITIVITY)
+        whole = data[: data.rfind(b"\n") + 1]
+        table = _parse(path, whole)
+        expect_origin(path, table.origin, origin, rerun or f"rm {path} && {SENSITIVITY.made_by} {path.parent}")
+        if len(whole) < len(data):
+            os.truncate(path, len(whole))
+        return cls(path, table)
+
+    @property
+    def done(self) -> set[ScoreKey]:
+        """What has been measured."""
+        return set(self._scores)
+
+    @property
+    def table(self) -> SensitivityTable:
+        """All scores so far, in the order of the file."""
+        return SensitivityTable(scores=tuple(self._scores.values()), origin=self._origin)
+
+    def append(self, score: Score) -> None:
+        """Add a row; it is on disk when this returns. An OSError (disk full) leaves the file without it."""
+        if key_of(score) in self._scores:
+            raise ValueError(f"{key_of(score)} has been measured already")
+        line = memoryview(format_row(score).encode("utf-8"))
+        end = os.fstat(self._file.fileno()).st_size
+        try:
+            while line:
+                line = line[self._file.write(line) :]
+            os.fsync(self._file.fileno())
+        except OSError:
+            os.ftruncate(self._file.fileno(), end)
+            raise
+        self._scores[key_of(score)] = score
+
+    def close(self) -> None:
+        """Close the file; nothing can be appended any more."""
+        self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _head(origin: Mapping[str, str]) -> str:
+    return f"# {SENSITIVITY}\n# origin {json.dumps(dict(origin), sort_keys=True)}\n{_HEADER}\n"
+
+
+def _parse(path: Path, data: bytes) -> SensitivityTable:
+    """Return the table of whole lines."""
+    try:
+        lines = data.decode("utf-8").split("\n")[:-1]
+    except UnicodeDecodeError as error:
+        raise bad_format(path, SENSITIVITY, "it is not UTF-8 text") from error
+    check_schema(path, lines[0].removeprefix("# ") if lines else None, SENSITIVITY)
+    if len(lines) < 3 or not lines[1].startswith("# origin ") or lines[2] != _HEADER:
+        raise bad_format(path, SENSITIVITY, "its first three lines are not those of such a file")
+    origin = parse_json(path, SENSITIVITY, lines[1].removeprefix("# origin "))
+    scores: dict[ScoreKey, Score] = {}
+    for number, line in enumerate(lines[3:], start=4):
+        score = _parse_row(path, number, line)
+        if key_of(score) in scores:
+            raise bad_format(path, SENSITIVITY, f"line {number} repeats {key_of(score)}")
+        scores[key_of(score)] = score
+    return SensitivityTable(scores=tuple(scores.values()), origin=decode(path, SENSITIVITY, dict[str, str], origin))
+
+
+def _parse_row(path: Path, number: int, line: str) -> Score:
+    try:
+        layer, role, bits, metric, value = next(csv.reader([line], strict=True))
+        if role not in ROLES or not layer or not metric:
+            raise ValueError(f"expected {_HEADER}")
+        return Score(layer=layer, role=role, num_bits=int(bits), metric=metric, value=float(value))
+    except (ValueError, csv.Error, StopIteration) as error:
+        raise ArtifactFormatError(
+            f"{path}, line {number}: {line[:80]!r} is not a row of a sensitivity table ({error}). "
+            f"Mend or remove the line, or measure again with `{SENSITIVITY.made_by}`."
+        ) from error

@@ -1,0 +1,120 @@
+"""What is decided: bits for every layer, and the budget they were found under."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from mixdq.types.layers import Group
+
+FLOAT_BITS = 16
+"""The width that stands for "left in floating point"."""
+
+MIN_BITS, MAX_BITS = 2, 8
+
+_LAYER_BITS = re.compile(r"W(\d{1,2})A(\d{1,2})")
+
+
+def check_bits(num_bits: int) -> int:
+    """Return `num_bits` if a layer can have that width (2 to 8, or 16); raise ValueError otherwise."""
+    if not (MIN_BITS <= num_bits <= MAX_BITS or num_bits == FLOAT_BITS):
+        raise ValueError(f"{num_bits} bits: expected {MIN_BITS} to {MAX_BITS}, or {FLOAT_BITS} for floating point")
+    return num_bits
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerBits:
+    """The widths of one layer, written "W4A8"; 16 means left in floating point.
+
+    >>> str(LayerBits(weight=4, activation=8))
+    'W4A8'
+    """
+
+    weight: int
+    activation: int
+
+    def __post_init__(self) -> None:
+        check_bits(self.weight)
+        check_bits(self.activation)
+
+    def __str__(self) -> str:
+        return f"W{self.weight}A{self.activation}"
+
+    @staticmethod
+    def parse(text: str) -> "LayerBits":
+        """Return the widths written as "W4A8"; raise ValueError for anything else."""
+        match = _LAYER_BITS.fullmatch(text)
+        if match is None:
+            raise ValueError(f"{text!r} is not of the form W4A8")
+        return LayerBits(weight=int(match[1]), activation=int(match[2]))
+
+
+def _default_weight_choices() -> dict[Group, tuple[int, ...]]:
+    return {"content": (2, 4, 8), "quality": (4, 8)}
+
+
+def _default_activation_choices() -> dict[Group, tuple[int, ...]]:
+    return {"content": (4, 8), "quality": (4, 8)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """What an allocation may spend, and on what (arXiv 2405.17873, integer programming).
+
+    Attributes:
+        weight_bits: greatest mean bits a weight element, kept and protected layers counted; None where bytes say it.
+        activation_bits: greatest mean bits an input element; 16 leaves every activation in floating point.
+        weight_bytes: greatest bytes of all packed weights with their scales; None where mean bits say it.
+        weight_choices, activation_choices: the candidate widths of each group.
+        protect: share of each group's layers, the most sensitive, whose activations stay in floating point.
+        keep: names of layers left wholly in floating point.
+    """
+
+    weight_bits: float | None = None
+    activation_bits: float = 8.0
+    weight_bytes: int | None = None
+    weight_choices: Mapping[Group, tuple[int, ...]] = field(default_factory=_default_weight_choices)
+    activation_choices: Mapping[Group, tuple[int, ...]] = field(default_factory=_default_activation_choices)
+    protect: float = 0.01
+    keep: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if (self.weight_bits is None) == (self.weight_bytes is None):
+            raise ValueError("a budget names either weight_bits or weight_bytes")
+        if not 0.0 <= self.protect <= 1.0:
+            raise ValueError(f"protect = {self.protect} is not a share between 0 and 1")
+        for choices in (self.weight_choices, self.activation_choices):
+            for widths in choices.values():
+                if not widths:
+                    raise ValueError("a group needs at least one candidate width")
+                for width in widths:
+                    check_bits(width)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SolverFacts:
+    """How a plan was found: solver, objective of each part, ratio of the sweep, proven gap."""
+
+    solver: str
+    objective: str
+    values: Mapping[str, float]
+    content_quality_ratio: float | None = None
+    gap: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class BitPlan:
+    """Bits for every quantizable layer of one denoiser.
+
+    `name` labels the plan, `layers` keeps the order of the denoiser's modules, `origin` maps what it was made from
+    (model, layer table, sensitivity table, seed) to digests.
+    """
+
+    name: str
+    layers: Mapping[str, LayerBits]
+    budget: Budget | None = None
+    solver: SolverFacts | None = None
+    origin: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.layers:
+            raise ValueError("a plan without layers")

@@ -1,0 +1,46 @@
+"""What sensitivity analysis measures: one `Score` for each layer, role and width."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from mixdq.types.plan import check_bits
+
+Role = Literal["weight", "activation"]
+ROLES: tuple[Role, ...] = ("weight", "activation")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """The quality left when one layer's weight or input alone is quantized; higher is better.
+
+    `metric` names what was measured ("sqnr" in dB, "ssim"); `value` may be +inf (identical), never NaN.
+    """
+
+    layer: str
+    role: Role
+    num_bits: int
+    metric: str
+    value: float
+
+    def __post_init__(self) -> None:
+        check_bits(self.num_bits)
+        if math.isnan(self.value):
+            raise ValueError(f"{self.layer}: the {self.metric} of {self.role} at {self.num_bits} bits is not a number")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SensitivityTable:
+    """All scores of one model; `origin` maps what they were made from to digests."""
+
+    scores: tuple[Score, ...]
+    origin: Mapping[str, str]
+
+    def by_layer(self, role: Role, metric: str) -> dict[str, dict[int, float]]:
+        """Return layer -> bits -> value for one role and metric, in table order."""
+        out: dict[str, dict[int, float]] = {}
+        for score in self.scores:
+            if score.role == role and score.metric == metric:
+                out.setdefault(score.layer, {})[score.num_bits] = score.value
+        return out

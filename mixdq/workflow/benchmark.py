@@ -1,0 +1,29 @@
+"""The benchmark step: floating point and quantized, each in a process of its own, on a machine left alone."""
+
+from dataclasses import asdict
+
+from mixdq.store.artifact import Schema, digest_of_file
+from mixdq.store.json_file import write_json
+from mixdq.workflow.cost import Cost, float_cost, folder_cost
+from mixdq.workflow.doctor import machine_facts
+from mixdq.workflow.session import Session
+
+BENCHMARK = Schema("benchmark", "mixdq benchmark")
+
+REPEATS = 5
+
+
+def benchmark(session: Session) -> dict[str, Cost]:
+    """Return variant -> cost, written to benchmark.json with the machine's facts.
+
+    Raises:
+        ArtifactError: nothing has been quantized yet.
+    """
+    receipt = digest_of_file(session.variant.receipt)
+    costs = {
+        "floating point": float_cost(session, repeats=REPEATS),
+        "quantized": folder_cost(session, session.variant.model, repeats=REPEATS),
+    }
+    content = {"machine": machine_facts(), "costs": {name: asdict(cost) for name, cost in costs.items()}}
+    write_json(session.paths.benchmark, BENCHMARK, content, {"receipt": receipt})
+    return costs

@@ -1,0 +1,108 @@
+"""Everything that a run has on file, gathered for the report. Needs no model and no torch."""
+
+import importlib.metadata
+import os
+import platform
+from pathlib import Path
+
+from mixdq.errors import ArtifactError
+from mixdq.report.facts import ReportFacts, Variant
+from mixdq.report.render import render
+from mixdq.store.artifact import Schema
+from mixdq.store.json_file import decode, read_json
+from mixdq.store.plan_file import read_plan
+from mixdq.store.table_file import read_layers, read_sensitivity
+from mixdq.types.evaluation import Evaluation
+from mixdq.types.receipt import Receipt
+from mixdq.workflow.session import Session, VariantPaths
+
+CHOICE = Schema("choice", "mixdq choose")
+RECEIPT = Schema("receipt", "mixdq apply")
+EVALUATION = Schema("evaluation", "mixdq evaluate")
+MANIFEST = Schema("manifest", "mixdq evaluate")
+
+_LIBRARIES = ("torch", "diffusers", "transformers", "scipy")
+
+
+def report(session: Session) -> Path:
+    """Return the path of report.html, written from the files of a run with its one variant."""
+    return report_on(session, [session.variant], title=f"{session.config.model.path}, quantized")
+
+
+def report_on(session: Session, variants: list[VariantPaths], *, title: str) -> Path:
+    """Return the path of report.html, written from the files of a run and of any number of variants.
+
+    Raises:
+        ArtifactError: a file is missing or damaged; the text names the command that makes it.
+    """
+    paths = session.paths
+    manifest = paths.reference / "manifest.json"
+    content = read_json(manifest, MANIFEST).content
+    prompts = decode(manifest, MANIFEST, tuple[str, ...], content.get("prompts"))
+    floating = decode(manifest, MANIFEST, Evaluation, content.get("evaluation"))
+    shown = [Variant(evaluation=floating, pictures=paths.reference)]
+    receipts, candidates = [], {}
+    for variant in variants:
+        evaluation = decode(
+            variant.evaluation, EVALUATION, Evaluation, read_json(variant.evaluation, EVALUATION).content
+        )
+        plan = read_plan(variant.plan)
+        shown.append(Variant(evaluation=evaluation, pictures=variant.images, plan=plan))
+        receipts.append(decode(variant.receipt, RECEIPT, Receipt, read_json(variant.receipt, RECEIPT).content))
+        if variant.choice.exists():
+            scores = read_json(variant.choice, CHOICE).content.get("scores")
+            candidates[plan.name] = decode(variant.choice, CHOICE, tuple[tuple[str, float], ...], scores)
+    facts = ReportFacts(
+        title=title,
+        model=session.config.model.path,
+        environment=environment(),
+        settings=_settings(session),
+        prompts=prompts,
+        variants=tuple(shown),
+        layers=read_layers(paths.layers),
+        sensitivity=read_sensitivity(paths.sensitivity) if paths.sensitivity.exists() else None,
+        receipts=tuple(receipts),
+        candidates=candidates,
+        warnings=_warnings(session),
+    )
+    return render(facts, paths.root)
+
+
+def environment() -> dict[str, str]:
+    """Return facts of the machine and the libraries, without importing any of them."""
+    versions = {}
+    for library in _LIBRARIES:
+        try:
+            versions[library] = importlib.metadata.version(library)
+        except importlib.metadata.PackageNotFoundError as error:
+            raise ArtifactError(f"{library} is not installed; install mixdq again") from error
+    return {
+        "system": f"{platform.system()} {platform.machine()}",
+        "cores": str(os.cpu_count()),
+        "python": platform.python_version(),
+        **versions,
+    }
+
+
+def _settings(session: Session) -> dict[str, str]:
+    config = session.config
+    return {
+        "seed": str(config.generation.seed),
+        "steps": str(config.generation.steps),
+        "guidance scale": f"{config.generation.guidance_scale:g}",
+        "calibration": f"{config.calibration.num_prompts} prompts, {config.calibration.estimator}",
+        "sensitivity": f"{config.sensitivity.num_prompts} prompts, SSIM window {config.sensitivity.ssim_window}",
+        "objective": config.allocation.objective,
+        "protected activations": f"{config.allocation.protect:.1%} of each group",
+        "weights": f"{'symmetric' if config.conversion.symmetric else 'asymmetric'}, {config.conversion.rounding}",
+        "backend": config.conversion.backend,
+    }
+
+
+def _warnings(session: Session) -> tuple[str, ...]:
+    if session.config.conversion.backend == "reference":
+        return (
+            "These pictures were drawn by the reference backend: exact integers in plain torch. It is the definition "
+            "of what is right and it is slow; its seconds say nothing of what integer kernels reach.",
+        )
+    return ()

@@ -1,0 +1,253 @@
+"""One run: its folder, its settings, its model, and which of its files are up to date.
+
+Every file names what it was made from, as digests. A step reads its file where that still holds and makes it where not;
+what it reads from other steps must be up to date, or be made too where everything was asked for.
+"""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from mixdq.config import RunConfig, dump_config, load_config
+from mixdq.errors import ArtifactError, ArtifactFormatError, ConfigError, StaleArtifactError
+from mixdq.store.artifact import atomic_write, digest_of, expect_origin
+from mixdq.store.table_file import read_layers
+from mixdq.types.progress import Progress, no_progress
+
+if TYPE_CHECKING:
+    from mixdq.pipeline.family import ModelFamily, Pipeline
+    from mixdq.pipeline.generate import GenerationSpec
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class VariantPaths:
+    """The files of one quantized variant, all below `root`."""
+
+    root: Path
+
+    @property
+    def plan(self) -> Path:
+        """The bits of every layer."""
+        return self.root / "plan.toml"
+
+    @property
+    def model(self) -> Path:
+        """The quantized pipeline, a diffusers folder."""
+        return self.root / "model"
+
+    @property
+    def choice(self) -> Path:
+        """The plans that this one was chosen from, with their scores."""
+        return self.root / "choice.json"
+
+    @property
+    def receipt(self) -> Path:
+        """What conversion did."""
+        return self.root / "receipt.json"
+
+    @property
+    def images(self) -> Path:
+        """Its pictures."""
+        return self.root / "images" / "quantized"
+
+    @property
+    def evaluation(self) -> Path:
+        """Its numbers."""
+        return self.root / "evaluation.json"
+
+
+@dataclass(frozen=True)
+class RunPaths(VariantPaths):
+    """The files of a run; those of its one variant lie beside them."""
+
+    @property
+    def config(self) -> Path:
+        """The settings, written by people."""
+        return self.root / "config.toml"
+
+    @property
+    def layers(self) -> Path:
+        """The layer table."""
+        return self.root / "layers.json"
+
+    @property
+    def calibration(self) -> Path:
+        """Ranges and BOS rows."""
+        return self.root / "calibration.safetensors"
+
+    @property
+    def sensitivity(self) -> Path:
+        """Scores, row by row."""
+        return self.root / "sensitivity.csv"
+
+    @property
+    def plans(self) -> Path:
+        """The folder of the sweep's plans."""
+        return self.root / "plans"
+
+    @property
+    def reference(self) -> Path:
+        """The floating-point model's pictures."""
+        return self.root / "images" / "float"
+
+    @property
+    def benchmark(self) -> Path:
+        """Seconds and memory."""
+        return self.root / "benchmark.json"
+
+
+class Session:
+    """A run that is being worked on."""
+
+    def __init__(
+        self,
+        folder: Path,
+        config: RunConfig,
+        *,
+        pipe: "Pipeline | None" = None,
+        everything: bool = False,
+        progress: Progress = no_progress,
+    ) -> None:
+        self.paths = RunPaths(folder)
+        self.variant = VariantPaths(folder)
+        self.config = config
+        self.everything = everything
+        self.progress = progress
+        self._pipe = pipe
+
+    @classmethod
+    def open(cls, folder: Path, *, progress: Progress = no_progress) -> "Session":
+        """Return the run in `folder`; ConfigError where there is none."""
+        path = RunPaths(folder).config
+        if not path.is_file():
+            raise ConfigError(
+                f"{folder}: no run in it, for it has no config.toml; `mixdq inspect MODEL -o {folder}` begins one"
+            )
+        return cls(folder, load_config(path), progress=progress)
+
+    @classmethod
+    def start(
+        cls,
+        folder: Path,
+        config: RunConfig,
+        *,
+        pipe: "Pipeline | None" = None,
+        progress: Progress = no_progress,
+    ) -> "Session":
+        """Return the run in `folder`, begun or gone on with; its config.toml becomes `config`."""
+        session = cls(folder, config, pipe=pipe, everything=True, progress=progress)
+        session.change(config)
+        return session
+
+    def change(self, config: RunConfig) -> None:
+        """Keep other settings from now on, and in config.toml."""
+        if config != self.config or not self.paths.config.exists():
+            atomic_write(self.paths.config, dump_config(config).encode())
+        self.config = config
+
+    @property
+    def pipe(self) -> "Pipeline":
+        """The floating-point pipeline, loaded on first use."""
+        return self._loaded[0]
+
+    @property
+    def family(self) -> "ModelFamily":
+        """The family of the model."""
+        return self._loaded[1]
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether the pipeline was handed over instead of named."""
+        return self._pipe is not None
+
+    def release(self) -> None:
+        """Let the floating-point model go; the next use loads it again."""
+        self.__dict__.pop("_loaded", None)
+
+    @cached_property
+    def _loaded(self) -> "tuple[Pipeline, ModelFamily]":
+        from mixdq.pipeline.family import find_family
+        from mixdq.pipeline.layers import weights_digest
+        from mixdq.workflow.settings import load_model
+
+        pipe = self._pipe if self._pipe is not None else load_model(self.config)
+        family = find_family(pipe)
+        if self.paths.layers.exists():
+            table = read_layers(self.paths.layers)
+            if table.model == self.config.model.path and table.digest != weights_digest(family.denoiser(pipe)):
+                raise StaleArtifactError(
+                    f"{table.model}: its weights are not those that this run began with. "
+                    f"Choose another folder, or empty {self.paths.root}."
+                )
+        return pipe, family
+
+    @property
+    def spec(self) -> "GenerationSpec":
+        """How pictures are made."""
+        from mixdq.pipeline.generate import GenerationSpec
+
+        made = self.config.generation
+        return GenerationSpec(
+            steps=made.steps,
+            guidance_scale=made.guidance_scale,
+            height=made.height,
+            width=made.width,
+            seed=made.seed,
+        )
+
+    def resolve(
+        self,
+        path: Path,
+        *,
+        command: str,
+        expected: Mapping[str, str],
+        read: Callable[[], tuple[T, Mapping[str, str]]],
+        make: Callable[[], T],
+        own: bool,
+    ) -> T:
+        """Return a step's value: read from `path` where that was made from `expected`, else made.
+
+        `own` says that this very step was asked for. Otherwise, unless everything was, it is not made.
+
+        Raises:
+            ArtifactError: the file is missing, foreign or stale, and was not to be made.
+        """
+        command = f"{command} {self.paths.root}"
+        if path.exists():
+            try:
+                value, origin = read()
+            except ArtifactFormatError:
+                if not own or self.everything:
+                    raise
+                aside(path)
+            else:
+                if all(origin.get(name) == digest for name, digest in expected.items()):
+                    log.info("%s is up to date", path.name)
+                    return value
+                if not (own or self.everything):
+                    expect_origin(path, origin, expected, command)
+        elif not (own or self.everything):
+            raise ArtifactError(f"{path}: there is no such file; `{command}` makes it")
+        return make()
+
+
+def aside(path: Path) -> Path:
+    """Rename a file that cannot be gone on with, so that nothing is lost, and return its new name."""
+    number = 1
+    while (kept := path.with_name(f"{path.stem}.old{number}{path.suffix}")).exists():
+        number += 1
+    path.rename(kept)
+    log.warning("%s cannot be gone on with; kept as %s", path, kept.name)
+    return kept
+
+
+def prompts_digest(prompts: Sequence[str]) -> str:
+    """Return the digest of prompts in their order."""
+    return digest_of(list(prompts))

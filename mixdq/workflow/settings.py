@@ -1,0 +1,151 @@
+"""From what a user said to a RunConfig, and from a RunConfig to prompts and a loaded model."""
+
+from collections.abc import Mapping
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mixdq.config import RunConfig, build_config, load_config
+from mixdq.errors import ConfigError, PromptError
+
+if TYPE_CHECKING:
+    import torch
+
+    from mixdq.pipeline.family import Pipeline
+
+
+def configured(
+    folder: Path,
+    model: str,
+    *,
+    prompts: Path | None = None,
+    steps: int | None = None,
+    guidance_scale: float | None = None,
+    size: int | None = None,
+    seed: int | None = None,
+    keep: list[str] | None = None,
+    backend: str | None = None,
+) -> RunConfig:
+    """Return the settings of the run in `folder`, or fresh ones, with every value given put in.
+
+    Raises:
+        ConfigError: the folder holds a run of another model, or a value is out of range.
+    """
+    path = folder / "config.toml"
+    base: dict[str, Any] = {"model": {"path": model}}
+    if path.exists():
+        found = load_config(path)
+        if found.model.path != model:
+            raise ConfigError(f"{folder}: holds a run of {found.model.path!r}; choose another folder for {model!r}")
+        base = found.model_dump(mode="python", exclude_none=True)
+    given: dict[str, dict[str, Any]] = {
+        "calibration": {"prompts": None if prompts is None else str(prompts)},
+        "generation": {
+            "steps": steps,
+            "guidance_scale": guidance_scale,
+            "height": size,
+            "width": size,
+            "seed": seed,
+        },
+        "allocation": {"keep": None if keep is None else tuple(keep)},
+        "conversion": {"backend": backend},
+    }
+    return build_config(_merged(base, given), "options")
+
+
+def with_budget(
+    config: RunConfig,
+    *,
+    weight_bits: float | None = None,
+    activation_bits: float | None = None,
+    weight_mib: float | None = None,
+) -> RunConfig:
+    """Return the settings with another budget; what is None stays as it was.
+
+    Raises:
+        ConfigError: both weight budgets are given, or one is out of range.
+    """
+    if weight_bits is not None and weight_mib is not None:
+        raise ConfigError("both weight bits and weight MiB are given: expected one of them")
+    base = config.model_dump(mode="python", exclude_none=True)
+    allocation = base["allocation"]
+    if weight_bits is not None:
+        allocation.pop("weight_bytes", None)
+    if weight_mib is not None:
+        allocation.pop("weight_bits", None)
+    given = {
+        "weight_bits": weight_bits,
+        "activation_bits": activation_bits,
+        "weight_bytes": None if weight_mib is None else int(weight_mib * 2**20),
+    }
+    return build_config(_merged(base, {"allocation": given}), "options")
+
+
+def calibration_prompts(config: RunConfig) -> tuple[str, ...]:
+    """Return the prompts that ranges are found on: the first of the file."""
+    return _prompts(config.calibration.prompts)[: config.calibration.num_prompts]
+
+
+def sensitivity_prompts(config: RunConfig) -> tuple[str, ...]:
+    """Return the prompts that layers are measured on."""
+    return _prompts(config.sensitivity.prompts or config.calibration.prompts)[: config.sensitivity.num_prompts]
+
+
+def selection_prompts(config: RunConfig) -> tuple[str, ...]:
+    """Return the prompts that plans are chosen on."""
+    return _prompts(config.selection.prompts or config.calibration.prompts)[: config.selection.num_prompts]
+
+
+def evaluation_prompts(config: RunConfig) -> tuple[str, ...]:
+    """Return the prompts that the result is judged on: the last of the file, so that few were calibrated on."""
+    return _prompts(config.evaluation.prompts or config.calibration.prompts)[-config.evaluation.num_prompts :]
+
+
+def load_model(config: RunConfig) -> "Pipeline":
+    """Return the pipeline that a run is about, in floating point, on its device."""
+    from mixdq.pipeline.load import load_pipeline
+
+    return load_pipeline(
+        config.model.path, dtype=dtype_of(config), device=device_of(config), variant=config.model.variant
+    )
+
+
+def device_of(config: RunConfig) -> str:
+    """Return where models run: as configured, or a GPU if there is one."""
+    import torch
+
+    if config.model.device != "auto":
+        return config.model.device
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def dtype_of(config: RunConfig) -> "torch.dtype":
+    """Return the floating-point type that models run in: as configured, or float16 on a GPU and float32 elsewhere."""
+    import torch
+
+    if config.model.dtype == "auto":
+        return torch.float16 if device_of(config).startswith("cuda") else torch.float32
+    return {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}[config.model.dtype]
+
+
+def _prompts(path: str | None) -> tuple[str, ...]:
+    if path is None:
+        with as_file(files("mixdq.workflow") / "prompts.txt") as own:
+            return read_prompts(own)
+    return read_prompts(Path(path))
+
+
+def read_prompts(path: Path) -> tuple[str, ...]:
+    """Return the prompts of a file; PromptError where it cannot be used."""
+    from mixdq.pipeline.prompts import read_prompts as read
+
+    if path.is_dir():
+        raise PromptError(f"{path}: a folder, expected a UTF-8 file of prompts, one a line")
+    return read(path)
+
+
+def _merged(base: Mapping[str, Any], given: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    merged = {section: dict(values) for section, values in base.items()}
+    for section, values in given.items():
+        merged.setdefault(section, {}).update({key: value for key, value in values.items() if value is not None})
+    return merged

@@ -1,0 +1,225 @@
+"""The steps of a run in their order, each reading its file where that is up to date and making it where not.
+
+`own` says that a step itself was asked for; see `Session.resolve`. Allocation, which needs no model, is in planning.py;
+what is done with a plan is in variants.py.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+from mixdq.calibration import collect
+from mixdq.errors import StaleArtifactError
+from mixdq.pipeline.layers import list_layers
+from mixdq.selection import choose as selection
+from mixdq.sensitivity import measure as sensitivity
+from mixdq.store.artifact import digest_of, digest_of_file
+from mixdq.store.json_file import read_json, write_json
+from mixdq.store.plan_file import dump_plan, read_plan, write_plan
+from mixdq.store.record_file import read_record, write_record
+from mixdq.store.table_file import LAYERS, SensitivityLog, read_layers, write_layers
+from mixdq.types.evaluation import Evaluation
+from mixdq.types.layers import Group, LayerTable
+from mixdq.types.plan import BitPlan
+from mixdq.types.receipt import Receipt
+from mixdq.types.scores import SensitivityTable
+from mixdq.types.tensors import CalibrationRecord
+from mixdq.workflow import planning, variants
+from mixdq.workflow.reporting import CHOICE, report
+from mixdq.workflow.session import Session, aside, prompts_digest
+from mixdq.workflow.settings import calibration_prompts, selection_prompts, sensitivity_prompts
+
+METRICS_OF: dict[Group, tuple[str, ...]] = {"content": ("ssim",), "quality": ("sqnr",)}
+
+
+def run(session: Session) -> tuple[list[Evaluation], Path]:
+    """Do every step that is not up to date; return the numbers (floating point first) and the report's path."""
+    evaluations = evaluate(session)
+    return evaluations, report(session)
+
+
+def inspect(session: Session, *, own: bool = True) -> LayerTable:
+    """Return the layers of the model, written to layers.json."""
+    path, config = session.paths.layers, session.config
+    origin = {
+        "model": digest_of(config.model.model_dump(mode="json")),
+        "size": digest_of([config.generation.height, config.generation.width]),
+    }
+
+    def make() -> LayerTable:
+        table = list_layers(session.pipe, session.family, session.spec, model=config.model.path)
+        write_layers(path, table, origin)
+        return table
+
+    return session.resolve(
+        path,
+        command="mixdq inspect",
+        expected=origin,
+        read=lambda: (read_layers(path), read_json(path, LAYERS).origin),
+        make=make,
+        own=own,
+    )
+
+
+def calibrate(session: Session, *, own: bool = True) -> CalibrationRecord:
+    """Return ranges and BOS rows, written to calibration.safetensors."""
+    table = inspect(session, own=False)
+    return calibrate_as(session, table, session.config.calibration.estimator, session.paths.calibration, own=own)
+
+
+def calibrate_as(
+    session: Session, table: LayerTable, estimator: str, path: Path, *, own: bool = True
+) -> CalibrationRecord:
+    """Return ranges and BOS rows of `table`, which may treat layers otherwise than the model's own, kept in `path`."""
+    config = session.config
+    prompts = calibration_prompts(config)
+    origin = {
+        "layers": digest_of_file(session.paths.layers),
+        "prompts": prompts_digest(prompts),
+        "settings": digest_of([estimator, config.calibration.batch_size, _generation(session)]),
+    }
+
+    def make() -> CalibrationRecord:
+        record = collect.calibrate(
+            session.pipe,
+            session.family,
+            table,
+            prompts,
+            session.spec,
+            estimator=estimator,
+            batch_size=config.calibration.batch_size,
+            progress=session.progress,
+        )
+        write_record(path, replace(record, origin=origin))
+        # What was written is what is used from now on, in this run and when it is continued.
+        return read_record(path)
+
+    def read() -> tuple[CalibrationRecord, dict[str, str]]:
+        record = read_record(path)
+        return record, dict(record.origin)
+
+    return session.resolve(path, command="mixdq calibrate", expected=origin, read=read, make=make, own=own)
+
+
+def measure(session: Session, *, metric_of: dict[Group, tuple[str, ...]] | None = None) -> SensitivityTable:
+    """Return the scores of every layer, written to sensitivity.csv row by row.
+
+    A table that was made from other inputs is kept under another name, and a new one begun.
+    """
+    record = calibrate(session, own=False)
+    table = inspect(session, own=False)
+    config, path = session.config, session.paths.sensitivity
+    prompts = sensitivity_prompts(config)
+    metrics = metric_of or METRICS_OF
+    origin = {
+        "calibration": digest_of_file(session.paths.calibration),
+        "prompts": prompts_digest(prompts),
+        "settings": digest_of(
+            [
+                config.sensitivity.ssim_window,
+                config.conversion.symmetric,
+                config.conversion.rounding,
+                _generation(session),
+            ]
+        ),
+    }
+    try:
+        log = SensitivityLog.open(path, origin)
+    except StaleArtifactError:
+        aside(path)
+        log = SensitivityLog.open(path, origin)
+    with log:
+        return sensitivity.measure(
+            session.pipe,
+            session.family,
+            table,
+            record,
+            prompts,
+            session.spec,
+            weight_bits=config.allocation.weight_choices,
+            activation_bits=config.allocation.activation_choices,
+            metric_of=metrics,
+            ssim_window=config.sensitivity.ssim_window,
+            symmetric=config.conversion.symmetric,
+            rounding=config.conversion.rounding,
+            batch_size=config.generation.batch_size,
+            engine=config.sensitivity.engine,
+            resume=log,
+            progress=session.progress,
+        )
+
+
+def choose(session: Session, *, own: bool = True) -> BitPlan:
+    """Return the plan whose pictures are best, written to plan.toml."""
+    measure_first(session)
+    plans = planning.allocate(session, own=False)
+    return choose_among(session, plans, session.paths.plan, own=own)
+
+
+def measure_first(session: Session) -> None:
+    """Bring the sensitivity table up to date where everything was asked for."""
+    if session.everything:
+        measure(session)
+
+
+def choose_among(session: Session, plans: list[BitPlan], path: Path, *, own: bool = True) -> BitPlan:
+    """Return the best of `plans` by its pictures, kept in `path`."""
+    record, table = calibrate(session, own=False), inspect(session, own=False)
+    config = session.config
+    prompts = selection_prompts(config)
+    origin = {
+        "plans": digest_of([dump_plan(plan) for plan in plans]),
+        "calibration": digest_of_file(session.paths.calibration),
+        "selection": digest_of([config.selection.metric, prompts_digest(prompts), _generation(session)]),
+    }
+
+    def make() -> BitPlan:
+        best, scores = selection.choose(
+            session.pipe,
+            session.family,
+            table,
+            record,
+            plans,
+            prompts,
+            session.spec,
+            metric=config.selection.metric,
+            symmetric=config.conversion.symmetric,
+            rounding=config.conversion.rounding,
+            batch_size=config.generation.batch_size,
+            progress=session.progress,
+        )
+        plan = replace(best, origin={**best.origin, **origin})
+        write_json(path.with_name("choice.json"), CHOICE, {"scores": [list(pair) for pair in scores]}, origin)
+        write_plan(path, plan)
+        return plan
+
+    def read() -> tuple[BitPlan, dict[str, str]]:
+        plan = read_plan(path)
+        return plan, dict(plan.origin)
+
+    return session.resolve(path, command="mixdq choose", expected=origin, read=read, make=make, own=own)
+
+
+def apply(session: Session, *, own: bool = True) -> Receipt:
+    """Return what conversion did, with the quantized pipeline written to model/ and the receipt to receipt.json."""
+    plan = choose(session, own=False)
+    return variants.convert(
+        session, session.variant, plan, inspect(session, own=False), calibrate(session, own=False), own=own
+    )
+
+
+def evaluate(session: Session, *, own: bool = True) -> list[Evaluation]:
+    """Return the numbers of the floating-point model and of the quantized one, written to evaluation.json."""
+    table = inspect(session, own=False)
+    # The reference is made before conversion, so that the two models are never in memory together.
+    reference = variants.reference(session, table)
+    apply(session, own=False)
+    plan = read_plan(session.variant.plan)
+    quantized = variants.evaluate(session, session.variant, plan, table, reference, own=own)
+    return [reference.evaluation, quantized]
+
+
+def _generation(session: Session) -> object:
+    made = session.config.generation.model_dump(mode="json")
+    # Only sensitivity and selection batch by it, and there pictures differ by float rounding alone.
+    made.pop("batch_size")
+    return made

@@ -1,0 +1,124 @@
+import gc
+import weakref
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from mixdq.conversion.convert import convert
+from mixdq.errors import ConfigError, NoBackendError, NonFiniteError, PlanError
+from mixdq.runtime.conv2d import QuantizedConv2d
+from mixdq.runtime.layer import QuantizedLayer
+from mixdq.runtime.linear import QuantizedLinear
+from mixdq.types.layers import LayerTable
+from mixdq.types.plan import BitPlan, LayerBits
+from mixdq.types.tensors import CalibrationRecord
+
+Inputs = tuple[Tensor, Tensor]
+
+
+def plan_of(*bits: str) -> BitPlan:
+    names = ("conv", "block.to_k", "join", "out")
+    return BitPlan(name="p", layers={name: LayerBits.parse(text) for name, text in zip(names, bits, strict=True)})
+
+
+def test_eight_bits_compute_nearly_what_floats_did(
+    toy: nn.Module, table: LayerTable, record: CalibrationRecord, inputs: Inputs
+) -> None:
+    before = toy(*inputs)
+    convert(toy, plan_of("W8A8", "W8A8", "W8A8", "W8A8"), table, record, backend="reference")
+    after = toy(*inputs)
+    assert not torch.equal(after, before)
+    assert torch.nn.functional.mse_loss(after, before) < 1e-3 * before.pow(2).mean()
+
+
+def test_modules_become_what_the_plan_says(toy: nn.Module, table: LayerTable, record: CalibrationRecord) -> None:
+    out = toy.out
+    convert(toy, plan_of("W4A8", "W8A16", "W2A8", "W16A16"), table, record, backend="reference")
+    assert isinstance(toy.conv, QuantizedConv2d)
+    assert isinstance(toy.join, QuantizedConv2d)
+    assert isinstance(toy.block["to_k"], QuantizedLinear)
+    assert toy.out is out
+    assert toy.join.weight_scale.shape == (4, 2)
+    assert torch.equal(toy.block["to_k"].bos_output, record.bos_outputs["block.to_k"])
+    assert not toy.conv.training
+
+
+def test_a_table_without_bos_layers_gives_plain_quantization(
+    toy: nn.Module, table: LayerTable, record: CalibrationRecord
+) -> None:
+    plain = replace(table, layers=tuple(replace(layer, bos=False) for layer in table))
+    convert(toy, plan_of("W8A8", "W8A8", "W8A8", "W8A8"), plain, record, backend="reference")
+    assert toy.block["to_k"].bos_row() is None
+
+
+def test_receipts_count_bytes_and_say_who_runs_it(toy: nn.Module, table: LayerTable, record: CalibrationRecord) -> None:
+    seen = []
+    receipt = convert(
+        toy,
+        plan_of("W4A8", "W8A16", "W2A8", "W16A16"),
+        table,
+        record,
+        backend="reference",
+        progress=lambda *call: seen.append(call),
+    )
+    conv, to_k, join, out = receipt.layers
+    assert receipt.plan == "p"
+    assert [layer.backend for layer in receipt.layers] == ["reference", "reference", "reference", None]
+    # 6 x 27 codes of half a byte (14 bytes a row), 6 scales, an input scale and zero point, 6 biases.
+    assert (conv.bytes_before, conv.bytes_after) == (2 * (6 * 27 + 6), 6 * 14 + 6 * 4 + 8 + 12)
+    # 6 x 5 codes, 6 scales, the BOS state and row.
+    assert to_k.bytes_after == 30 + 24 + 4 * (5 + 6)
+    # Parts of 6 and 3 codes of 2 bits: 2 + 1 bytes a row; 2 x 4 scales, two ranges, 4 biases.
+    assert join.bytes_after == 4 * 3 + 32 + 16 + 8
+    assert (out.bytes_before, out.bytes_after) == (40, 40)
+    assert seen == [(done, 4, "conversion") for done in (1, 2, 3, 4)]
+
+
+def test_float_weights_are_freed_layer_by_layer(toy: nn.Module, table: LayerTable, record: CalibrationRecord) -> None:
+    weights = [weakref.ref(toy.get_submodule(layer.name).weight) for layer in table]
+    alive: list[int] = []
+
+    def count(done: int, total: int, what: str) -> None:
+        gc.collect()
+        alive.append(sum(weight() is not None for weight in weights))
+
+    convert(toy, plan_of("W8A8", "W8A8", "W8A8", "W8A8"), table, record, backend="reference", progress=count)
+    assert alive == [3, 2, 1, 0]
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_asymmetric_weights_have_zero_points(
+    toy: nn.Module, table: LayerTable, record: CalibrationRecord, symmetric: bool
+) -> None:
+    plan = plan_of("W8A8", "W8A8", "W8A8", "W8A8")
+    convert(toy, plan, table, record, backend="reference", symmetric=symmetric)
+    assert (toy.conv.weight_zero_point is None) == symmetric
+
+
+def test_nothing_is_touched_when_anything_is_wrong(
+    toy: nn.Module, table: LayerTable, record: CalibrationRecord
+) -> None:
+    good = plan_of("W8A8", "W8A8", "W8A8", "W8A8")
+    before = {name: tensor.clone() for name, tensor in toy.state_dict().items()}
+    with pytest.raises(PlanError):
+        convert(toy, plan_of("W8A8", "W8A8", "W8A8", "W16A8"), table, record, backend="reference")
+    with pytest.raises(ConfigError):
+        convert(toy, good, table, record, backend="abacus")
+    with pytest.raises(NoBackendError, match="--backend reference"):
+        convert(toy, good, table, record)
+    assert not any(isinstance(module, QuantizedLayer) for module in toy.modules())
+    assert all(torch.equal(before[name], tensor) for name, tensor in toy.state_dict().items())
+    with torch.no_grad():
+        toy.out.weight[0, 0] = torch.nan
+    with pytest.raises(NonFiniteError, match="out"):
+        convert(toy, good, table, record, backend="reference")
+    assert type(toy.conv) is nn.Conv2d
+
+
+def test_converting_twice_is_refused(toy: nn.Module, table: LayerTable, record: CalibrationRecord) -> None:
+    plan = plan_of("W8A8", "W8A8", "W8A8", "W8A8")
+    convert(toy, plan, table, record, backend="reference")
+    with pytest.raises(PlanError, match="expected a float Conv2d, found QuantizedConv2d"):
+        convert(toy, plan, table, record, backend="reference")

@@ -1,0 +1,114 @@
+import copy
+import json
+from typing import Any
+
+import pytest
+
+from mixdq.errors import ArtifactFormatError
+from mixdq.integrations.saved_format import FORMAT_VERSION, SavedModel, from_json, to_json
+from mixdq.types.plan import BitPlan, Budget, LayerBits, SolverFacts
+
+SAVED = SavedModel(
+    plan=BitPlan(
+        name="k=0.9",
+        layers={
+            "conv_in": LayerBits(weight=16, activation=16),
+            "to_k": LayerBits(weight=4, activation=8),
+            "join": LayerBits(weight=2, activation=16),
+        },
+        budget=Budget(weight_bits=4.0, keep=("conv_in",), protect=0.02),
+        solver=SolverFacts(solver="highs", objective="raw", values={"weight.content": 4.25}, content_quality_ratio=0.9),
+        origin={"model": "abc"},
+    ),
+    symmetric=False,
+    input_splits={"join": (4, 2)},
+    bos_layers=("to_k",),
+    calibration={"prompts": "def"},
+)
+
+
+def written() -> dict[str, Any]:
+    """What a reader of config.json gets: through JSON text, keys sorted, as diffusers writes it."""
+    return json.loads(json.dumps(to_json(SAVED, "reference"), sort_keys=True))
+
+
+def test_what_is_written_is_read_back_whole() -> None:
+    saved, backend = from_json(written())
+    assert saved == SAVED
+    assert backend == "reference"
+
+
+def test_a_bare_plan_survives_too() -> None:
+    bare = SavedModel(plan=BitPlan(name="p", layers={"a": LayerBits(weight=8, activation=8)}))
+    assert from_json(json.loads(json.dumps(to_json(bare, "auto")))) == (bare, "auto")
+
+
+def test_layouts_are_of_the_quantized_layers_alone() -> None:
+    layouts = SAVED.layouts()
+    assert list(layouts) == ["to_k", "join"]
+    assert layouts["to_k"].bos
+    assert not layouts["to_k"].symmetric
+    assert layouts["join"].splits == (4, 2)
+
+
+def test_a_newer_format_says_to_update() -> None:
+    config = {**written(), "format_version": FORMAT_VERSION + 1, "something_new": 1}
+    with pytest.raises(ArtifactFormatError, match=f"format_version = {FORMAT_VERSION + 1}.*update mixdq"):
+        from_json(config)
+
+
+HOSTILE: dict[str, Any] = {
+    "format_version": ["1", 0, -1, None, True, 1.0],
+    "quant_method": ["bitsandbytes", 7],
+    "backend": [None, 3],
+    "symmetric": ["yes", 1, None],
+    "plan": [None, [], {}, "plan.toml"],
+    "plan.name": [None, 4],
+    "plan.layers": [None, [], {}, {"a": "W9A8"}, {"a": "W4A8 "}, {"a": 4}, {"a": None}],
+    "plan.budget": [[], {}, {"weight_bits": 4}, {"weight_bits": 4, "shell": "rm"}],
+    "plan.solver": ["highs", {"solver": "highs"}, {"__class__": "x"}],
+    "plan.origin": [None, {"model": 3}],
+    "input_splits": [
+        None,
+        {"join": [4, 0]},
+        {"join": [-1]},
+        {"join": ["4"]},
+        {"join": 4},
+        {"nowhere": [1]},
+        {"join": [2**40]},
+    ],
+    "bos_layers": [None, "to_k", ["nowhere"], [["to_k"]], [None]],
+    "calibration": [None, {"prompts": 1}],
+}
+
+
+@pytest.mark.parametrize(("key", "value"), [(key, value) for key, values in HOSTILE.items() for value in values])
+def test_hostile_values_are_refused_with_our_error(key: str, value: object) -> None:
+    config = copy.deepcopy(written())
+    *path, last = key.split(".")
+    place = config
+    for step in path:
+        place = place[step]
+    place[last] = value
+    with pytest.raises(ArtifactFormatError, match="quantization_config"):
+        from_json(config)
+
+
+@pytest.mark.parametrize("key", sorted(written()))
+def test_missing_keys_are_refused(key: str) -> None:
+    config = written()
+    del config[key]
+    with pytest.raises(ArtifactFormatError, match=key):
+        from_json(config)
+
+
+def test_unknown_keys_are_refused() -> None:
+    with pytest.raises(ArtifactFormatError, match="on_load"):
+        from_json({**written(), "on_load": "import os"})
+
+
+def test_a_million_layers_are_refused_before_they_are_read() -> None:
+    config = written()
+    config["plan"]["layers"] = dict.fromkeys(map(str, range(1_000_000)), "nonsense")
+    with pytest.raises(ArtifactFormatError, match="1000000 layers"):
+        from_json(config)

@@ -1,0 +1,41 @@
+import pytest
+from diffusers import DiffusionPipeline, StableDiffusionXLPipeline
+from torch import nn
+
+from mixdq.errors import UnsupportedModelError
+from mixdq.pipeline.family import FAMILIES, find_family
+from mixdq.testing import tiny_sd_pipeline, tiny_sdxl_pipeline
+
+
+def test_each_family_knows_its_own_pipeline_alone() -> None:
+    for pipe, name in ((tiny_sdxl_pipeline(), "sdxl"), (tiny_sd_pipeline(), "sd")):
+        assert [family.name for family in FAMILIES if family.matches(pipe)] == [name]
+        assert find_family(pipe).name == name
+
+
+class FluxTransformer2DModel(nn.Module):
+    """Stands for a transformer denoiser."""
+
+
+class FluxPipeline(DiffusionPipeline):
+    def __init__(self, transformer: nn.Module) -> None:
+        super().__init__()
+        self.transformer = transformer
+
+    @property
+    def components(self) -> dict[str, nn.Module]:
+        return {"transformer": self.transformer}
+
+
+def test_an_unknown_denoiser_is_named_with_the_families_there_are() -> None:
+    with pytest.raises(UnsupportedModelError) as caught:
+        find_family(FluxPipeline(FluxTransformer2DModel()))
+    for word in ("FluxPipeline", "FluxTransformer2DModel", *(family.name for family in FAMILIES)):
+        assert word in str(caught.value)
+
+
+def test_a_pipeline_of_a_known_class_with_a_foreign_denoiser_is_refused() -> None:
+    pipe: StableDiffusionXLPipeline = tiny_sdxl_pipeline()
+    pipe.unet = nn.Linear(1, 1)
+    with pytest.raises(UnsupportedModelError, match="with a Linear"):
+        find_family(pipe)

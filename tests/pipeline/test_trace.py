@@ -1,0 +1,77 @@
+import pytest
+import torch
+
+from mixdq.pipeline.family import find_family
+from mixdq.pipeline.generate import GenerationSpec, generate
+from mixdq.pipeline.trace import record_calls, regenerate, replay
+from mixdq.testing import fingerprint, tiny_sd_pipeline, tiny_sdxl_pipeline
+
+PROMPTS = ["a cat", "a dog at sea", "a red boat"]
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+@pytest.mark.parametrize("guidance_scale", [0.0, 2.0])
+@pytest.mark.parametrize("build", [tiny_sdxl_pipeline, tiny_sd_pipeline])
+def test_an_unchanged_model_repeats_its_trace_bit_for_bit(build, guidance_scale: float, steps: int) -> None:
+    pipe = build()
+    before = fingerprint(pipe.unet)
+    spec = GenerationSpec(steps=steps, guidance_scale=guidance_scale, seed=5)
+    trace = record_calls(pipe, find_family(pipe), PROMPTS, spec, batch_size=2)
+    assert torch.equal(trace.pictures, generate(pipe, PROMPTS, spec, batch_size=2))
+    assert torch.equal(trace.pictures, regenerate(pipe, trace))
+    assert len(trace.calls) == 2 * steps
+    for call in trace.calls:
+        assert torch.equal(replay(pipe.unet, call), call.output)
+    assert fingerprint(pipe.unet) == before
+
+
+def test_a_changed_denoiser_shows_in_outputs_and_pictures() -> None:
+    pipe = tiny_sdxl_pipeline()
+    trace = record_calls(pipe, find_family(pipe), PROMPTS, GenerationSpec(steps=2))
+    with torch.no_grad():
+        pipe.unet.conv_out.bias += 1.0
+    for call in trace.calls:
+        assert torch.allclose(replay(pipe.unet, call), call.output + 1.0, atol=1e-5)
+    assert not torch.allclose(regenerate(pipe, trace), trace.pictures, atol=0.05)
+
+
+def test_pictures_are_made_again_without_text_encoders() -> None:
+    pipe = tiny_sdxl_pipeline()
+    trace = record_calls(pipe, find_family(pipe), PROMPTS, GenerationSpec())
+    pipe.text_encoder.forward = pipe.text_encoder_2.forward = None
+    assert torch.equal(regenerate(pipe, trace), trace.pictures)
+
+
+def test_steps_share_one_copy_of_their_embeddings() -> None:
+    pipe = tiny_sdxl_pipeline()
+    calls = record_calls(pipe, find_family(pipe), PROMPTS, GenerationSpec(steps=3)).calls
+    states = {call.kwargs["encoder_hidden_states"].data_ptr() for call in calls}
+    assert len(states) == 1
+
+
+def test_a_recorded_call_is_a_copy() -> None:
+    pipe = tiny_sdxl_pipeline()
+    trace = record_calls(pipe, find_family(pipe), PROMPTS, GenerationSpec(steps=2))
+    # Were the latents not copied, the second step would have overwritten the first one's.
+    assert not torch.equal(trace.calls[0].args[0], trace.calls[1].args[0])
+    assert trace.calls[0].args[0].data_ptr() != trace.calls[0].output.data_ptr()
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_recording_takes_its_hook_off_whatever_happens(error: type[BaseException]) -> None:
+    pipe = tiny_sdxl_pipeline()
+
+    def fail(*_: object) -> None:
+        raise error
+
+    pipe.vae.decoder.register_forward_hook(fail)
+    before = fingerprint(pipe.unet)
+    with pytest.raises(error):
+        record_calls(pipe, find_family(pipe), PROMPTS, GenerationSpec())
+    assert fingerprint(pipe.unet) == before
+
+
+def test_no_prompts_are_our_mistake() -> None:
+    pipe = tiny_sdxl_pipeline()
+    with pytest.raises(ValueError, match="no prompts"):
+        record_calls(pipe, find_family(pipe), [], GenerationSpec())

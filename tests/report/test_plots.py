@@ -1,0 +1,27 @@
+from dataclasses import replace
+from xml.etree import ElementTree
+
+from mixdq.report.facts import ReportFacts
+from mixdq.report.plots import pareto_plot, sensitivity_plot
+from mixdq.report.theme import LIGHT
+from mixdq.types.scores import SensitivityTable
+
+
+def test_sensitivity_of_both_roles_is_drawn_even_where_it_is_infinite(facts: ReportFacts) -> None:
+    assert facts.sensitivity is not None
+    for role in ("weight", "activation"):
+        drawn = sensitivity_plot(facts.sensitivity, facts.layers, role, LIGHT)
+        assert drawn is not None
+        ElementTree.fromstring(drawn)
+
+
+def test_sensitivity_that_nobody_measured_is_not_drawn(facts: ReportFacts) -> None:
+    assert sensitivity_plot(SensitivityTable(scores=(), origin={}), facts.layers, "weight", LIGHT) is None
+
+
+def test_pareto_leaves_out_what_is_infinite_or_unknown(facts: ReportFacts) -> None:
+    evaluations = [variant.evaluation for variant in facts.variants]
+    assert pareto_plot(evaluations, lambda e: e.psnr_db, "PSNR", LIGHT) is not None
+    assert pareto_plot(evaluations[:2], lambda e: e.psnr_db, "PSNR", LIGHT) is None
+    unknown = [replace(e, clip_score=None) for e in evaluations]
+    assert pareto_plot(unknown, lambda e: e.clip_score, "CLIP score", LIGHT) is None

@@ -1,0 +1,111 @@
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from mixdq.errors import BosNotConstantError
+from mixdq.quant.bos import BosRow
+from mixdq.quant.simulate import simulated_layer
+from mixdq.quant.weights import fake_quantize_weight, quantize_weight
+from mixdq.runtime.layout import LayerLayout
+from mixdq.runtime.linear import QuantizedLinear
+from mixdq.types.plan import LayerBits
+from mixdq.types.tensors import ActivationRange
+
+Quantize = Callable[..., QuantizedLinear]
+
+
+@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    weight_bits=st.integers(2, 8),
+    activation_bits=st.sampled_from([4, 8, 16]),
+    symmetric=st.booleans(),
+    splits=st.sampled_from([(), (8, 5)]),
+    with_bos=st.booleans(),
+    bias=st.booleans(),
+)
+def test_it_computes_what_was_simulated(
+    quantized: Quantize,
+    ranges: tuple[ActivationRange, ...],
+    weight_bits: int,
+    activation_bits: int,
+    symmetric: bool,
+    splits: tuple[int, ...],
+    with_bos: bool,
+    bias: bool,
+) -> None:
+    module = nn.Linear(13, 7, bias=bias)
+    x = torch.randn(3, 5, 13)
+    bos = None
+    if with_bos:
+        bos = BosRow(input=torch.randn(13) * 100, output=torch.randn(7))
+        x[:, 0] = bos.input
+    bits = LayerBits(weight=weight_bits, activation=activation_bits)
+    layer = quantized(module, str(bits), splits=splits, symmetric=symmetric, bos=bos)
+    parts = max(1, len(splits))
+    with simulated_layer(module, bits, ranges=ranges[:parts], symmetric=symmetric, splits=splits, bos=bos):
+        expected = module(x)
+    # Sums of 13 float32 products of numbers below 8 x 1, in two orders.
+    assert torch.allclose(layer(x), expected, rtol=0.0, atol=2 * 14 * 8 * 2.0**-24)
+
+
+def test_float_weight_is_the_fake_quantized_one(quantized: Quantize) -> None:
+    module = nn.Linear(13, 7)
+    layer = quantized(module, "W3A8", splits=(6, 7))
+    expected = fake_quantize_weight(module.weight, 3, splits=(6, 7))
+    assert torch.equal(layer.float_weight(), expected)
+    back = layer.to_float(torch.float16)
+    assert type(back) is nn.Linear
+    assert torch.equal(back.weight, expected.half())
+    assert torch.equal(back.bias, module.bias.half())
+
+
+@pytest.mark.parametrize("bits", ["W8A8", "W4A8", "W2A4"])
+def test_each_row_is_computed_by_itself_whatever_its_memory(quantized: Quantize, bits: str) -> None:
+    layer = quantized(nn.Linear(12, 4), bits)
+    x = torch.randn(3, 6, 12)
+    y = layer(x)
+    assert torch.equal(layer(x.transpose(0, 1)), y.transpose(0, 1))
+    assert torch.equal(layer(x[:, 1:]), y[:, 1:])
+    assert torch.equal(layer(x[1, 2]), y[1, 2])
+
+
+def test_bos_row_is_independent_of_everything_else(quantized: Quantize) -> None:
+    bos = BosRow(input=torch.randn(12) * 100, output=torch.randn(4))
+    module = nn.Linear(12, 4, bias=False)
+    layer = quantized(module, "W8A8", bos=bos)
+    x = torch.randn(4, 5, 12)
+    x[:, 0] = bos.input
+    y = layer(x)
+    assert torch.equal(y[:, 0], bos.output.expand(4, -1))
+    assert torch.equal(y[:, 1:], quantized(module, "W8A8")(x)[:, 1:])
+    assert torch.equal(layer(x[:, :1]), y[:, :1])
+    x[2, 0] = torch.randn(12)
+    with pytest.raises(BosNotConstantError):
+        layer(x)
+
+
+def test_half_precision_models_differ_by_the_final_rounding_alone(quantized: Quantize) -> None:
+    layer = quantized(nn.Linear(12, 4, bias=False), "W4A8")
+    x = torch.randn(5, 12).half()
+    assert torch.equal(layer(x), layer(x.float()).half())
+
+
+def test_parts_must_fit_the_layout() -> None:
+    module = nn.Linear(12, 4)
+    layout = LayerLayout(name="layer", bits=LayerBits(weight=8, activation=8))
+    with pytest.raises(ValueError, match="needs tensors"):
+        QuantizedLinear.from_float(module, layout, quantize_weight(module.weight, 8), None, None, backend="reference")
+
+
+def test_empty_holds_shapes_on_meta_and_no_memory() -> None:
+    with torch.device("meta"):
+        module = nn.Linear(2**20, 2**20)
+    layer = QuantizedLinear.empty(
+        module, LayerLayout(name="layer", bits=LayerBits(weight=4, activation=8)), backend="reference"
+    )
+    assert {tensor.device.type for tensor in layer.state_dict().values()} == {"meta"}
+    assert layer.weight.shape == (2**20, 2**19)

@@ -1,0 +1,146 @@
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from mixdq.calibration.collect import calibrate
+from mixdq.errors import ConfigError, NonFiniteError
+from mixdq.pipeline.family import find_family
+from mixdq.pipeline.generate import GenerationSpec
+from mixdq.pipeline.layers import list_layers
+from mixdq.sensitivity.measure import measure
+from mixdq.store.table_file import SensitivityLog, read_sensitivity, write_sensitivity
+from mixdq.testing import fingerprint, tiny_sdxl_pipeline
+from mixdq.types.progress import Progress, no_progress
+from mixdq.types.scores import SensitivityTable
+
+PIPE = tiny_sdxl_pipeline()
+FAMILY = find_family(PIPE)
+SPEC = GenerationSpec()
+PROMPTS = ["a cat", "a dog at sea"]
+WHOLE = list_layers(PIPE, FAMILY, SPEC, model="tiny")
+RECORD = calibrate(PIPE, FAMILY, WHOLE, PROMPTS, SPEC)
+SOME = (
+    "conv_in",
+    "down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k",
+    "mid_block.attentions.0.transformer_blocks.0.ff.net.2",
+    "up_blocks.0.resnets.1.conv_shortcut",
+)
+TABLE = replace(WHOLE, layers=tuple(layer for layer in WHOLE if layer.name in SOME))
+
+
+def measured(**options: object) -> SensitivityTable:
+    return measure(PIPE, FAMILY, TABLE, RECORD, PROMPTS, SPEC, **options)
+
+
+@pytest.fixture(scope="module")
+def table() -> SensitivityTable:
+    return measured()
+
+
+def test_every_layer_has_a_score_at_every_width_by_the_metric_of_its_group(table: SensitivityTable) -> None:
+    expected = []
+    for layer in TABLE:
+        metric = "ssim" if layer.group == "content" else "sqnr"
+        weights = (2, 4, 8) if layer.group == "content" else (4, 8)
+        expected += [(layer.name, "weight", bits, metric) for bits in weights]
+        expected += [(layer.name, "activation", bits, metric) for bits in (4, 8)]
+    assert [(score.layer, score.role, score.num_bits, score.metric) for score in table.scores] == expected
+
+
+def test_more_bits_cost_less_far_from_the_noise_floor(table: SensitivityTable) -> None:
+    for role in ("weight", "activation"):
+        for metric in ("ssim", "sqnr"):
+            for layer, scores in table.by_layer(role, metric).items():
+                assert scores[8] > scores[4], layer
+
+
+def test_measuring_twice_gives_the_same_numbers(table: SensitivityTable) -> None:
+    assert measured() == table
+
+
+def test_all_layers_can_be_measured_by_one_metric_or_by_both() -> None:
+    both = measured(
+        metric_of={"content": ("ssim", "sqnr"), "quality": ("sqnr",)},
+        weight_bits={"content": (4,), "quality": (4,)},
+        activation_bits={},
+    )
+    assert set(both.by_layer("weight", "sqnr")) == set(SOME)
+    assert set(both.by_layer("weight", "ssim")) == {layer.name for layer in TABLE if layer.group == "content"}
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_the_weights_grid_is_the_one_asked_for(table: SensitivityTable, symmetric: bool) -> None:
+    assert (measured(symmetric=symmetric) == table) == symmetric
+
+
+class Stop:
+    """Raises when `at` trials are done."""
+
+    def __init__(self, at: int, error: type[BaseException]) -> None:
+        self.at, self.error = at, error
+
+    def __call__(self, done: int, total: int, what: str) -> None:
+        if done == self.at:
+            raise self.error
+
+
+def logged(path: Path, origin: Mapping[str, str], progress: Progress = no_progress) -> SensitivityTable:
+    with SensitivityLog.open(path, origin) as log:
+        return measured(resume=log, progress=progress)
+
+
+@pytest.mark.parametrize("at", [0, 1, 7, 17])
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_an_interrupted_run_gives_the_model_back_and_continues_to_the_same_bytes(
+    tmp_path: Path, table: SensitivityTable, at: int, error: type[BaseException]
+) -> None:
+    whole, path = tmp_path / "whole.csv", tmp_path / "sensitivity.csv"
+    write_sensitivity(whole, replace(table, origin={"model": "d"}))
+    before = fingerprint(PIPE.unet)
+    with pytest.raises(error):
+        logged(path, {"model": "d"}, Stop(at, error))
+    assert fingerprint(PIPE.unet) == before
+    # A torn last line, as kill -9 in the middle of a write leaves it.
+    path.write_bytes(path.read_bytes()[:-3] if at else path.read_bytes())
+    continued = logged(path, {"model": "d"})
+    assert path.read_bytes() == whole.read_bytes()
+    assert continued == read_sensitivity(path)
+    assert fingerprint(PIPE.unet) == before
+
+
+def test_what_is_known_is_not_measured_again(tmp_path: Path) -> None:
+    path = tmp_path / "sensitivity.csv"
+    first = logged(path, {})
+    ran: list[str] = []
+    handle = PIPE.unet.register_forward_hook(lambda *_: ran.append("unet"))
+    assert logged(path, {}) == first
+    handle.remove()
+    assert not ran
+
+
+def test_progress_counts_trials_and_starts_at_what_is_known(tmp_path: Path) -> None:
+    path = tmp_path / "sensitivity.csv"
+    told: list[tuple[int, int, str]] = []
+    with pytest.raises(KeyboardInterrupt):
+        logged(path, {}, Stop(5, KeyboardInterrupt))
+    logged(path, {}, lambda done, total, what: told.append((done, total, what)))
+    total = len(measured().scores)
+    assert told == [(done, total, "sensitivity") for done in range(5, total + 1)]
+
+
+def test_unknown_names_are_refused_before_anything_runs() -> None:
+    with pytest.raises(ConfigError, match="engine = 'cloud'"):
+        measured(engine="cloud")
+    with pytest.raises(ConfigError, match="metric lpipz"):
+        measured(metric_of={"content": ("lpipz",), "quality": ("sqnr",)})
+
+
+def test_a_model_whose_pictures_are_nan_is_refused() -> None:
+    pipe = tiny_sdxl_pipeline()
+    with torch.no_grad():
+        pipe.vae.decoder.layers[0].weight.fill_(float("nan"))
+    with pytest.raises(NonFiniteError, match="picture 0"):
+        measure(pipe, FAMILY, TABLE, RECORD, PROMPTS, SPEC)
