@@ -16,7 +16,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from mixdq.errors import ConfigError
 from mixdq.types.layers import GROUPS, Group
-from mixdq.types.plan import Budget, check_bits
+from mixdq.types.plan import ACTIVATION_CHOICES, FLOAT_BITS, WEIGHT_CHOICES, Budget, check_bits
 
 Positive = Annotated[int, Field(ge=1)]
 Bits = Annotated[float, Field(ge=2, le=16)]
@@ -82,8 +82,8 @@ class AllocationConfig(_Section):
     weight_bits: Bits | None = None
     weight_bytes: Positive | None = None
     activation_bits: Bits = 8.0
-    weight_choices: Choices = {"content": (2, 4, 8), "quality": (4, 8)}
-    activation_choices: Choices = {"content": (4, 8), "quality": (4, 8)}
+    weight_choices: Choices = dict(WEIGHT_CHOICES)
+    activation_choices: Choices = dict(ACTIVATION_CHOICES)
     protect: float = Field(default=0.01, ge=0, le=1)
     keep: tuple[str, ...] = Field(default=(), strict=False)
     objective: Literal["raw", "linear"] = "raw"
@@ -104,6 +104,15 @@ class AllocationConfig(_Section):
         for name, choices in (("weight_choices", self.weight_choices), ("activation_choices", self.activation_choices)):
             if set(choices) != set(GROUPS):
                 raise ValueError(f"{name} names {sorted(choices)}: expected widths for both {' and '.join(GROUPS)}")
+        floating = self.weight_bits == FLOAT_BITS or any(
+            FLOAT_BITS in widths for widths in self.weight_choices.values()
+        )
+        if floating and self.activation_bits < FLOAT_BITS:
+            raise ValueError(
+                f"activation_bits = {self.activation_bits:g} beside weights of {FLOAT_BITS} bits: no kernel quantizes "
+                f"the input of a floating-point weight. Set activation_bits = {FLOAT_BITS}, take {FLOAT_BITS} from the "
+                "weights, or name the layers to leave alone in keep"
+            )
         return self
 
     def budget(self, names: Iterable[str]) -> Budget:

@@ -17,7 +17,7 @@ def test_least_config_has_the_defaults_of_few_step_models() -> None:
 
 
 @given(
-    st.floats(2, 16),
+    st.floats(2, 16, exclude_max=True),
     st.sets(st.integers(2, 8), min_size=1),
     st.lists(st.text(st.characters(exclude_categories=["Cs"]))),
     st.integers(0, 2**63 - 1),
@@ -39,6 +39,11 @@ def test_budget_in_bytes_replaces_the_default_in_bits() -> None:
     assert config.allocation.weight_bits is None
     assert parse_config(dump_config(config)) == config
     assert config.allocation.budget(["a"]).weight_bytes == 1000
+
+
+def test_floating_point_weights_go_with_floating_point_inputs() -> None:
+    config = parse_config(LEAST + "[allocation]\nweight_bits = 16\nactivation_bits = 16")
+    assert config.allocation.budget(["a"]).weight_bits == 16.0
 
 
 def test_keep_patterns_become_names() -> None:
@@ -76,6 +81,8 @@ def test_pattern_that_matches_nothing_names_the_nearest() -> None:
         (LEAST + "[allocation]\nweight_choices = {content = [9], quality = [4]}", "9 bits: expected 2 to 8"),
         (LEAST + "[allocation]\nweight_choices = {content = [], quality = [4]}", "weight_choices.content"),
         (LEAST + "[allocation]\nobjective = 'log'", "allocation.objective: expected 'raw' or 'linear', got 'log'"),
+        (LEAST + "[allocation]\nweight_bits = 16", "activation_bits = 8 beside weights of 16 bits"),
+        (LEAST + "[allocation]\nweight_choices = {content = [4], quality = [8, 16]}", "Set activation_bits = 16"),
         (LEAST + "[sensitivity]\nssim_window = 4", "its width is odd"),
         ("model = 3", "model"),
         ("[model", "not TOML"),

@@ -1,7 +1,8 @@
 """Plans that need no program, and what any plan costs: mean bits and bytes, everything counted.
 
 Bytes are those of the portable layout: packed codes row by row, and a float32 scale for each output channel and input
-part; 16 bits are two bytes an element. Biases are the same in every plan and not counted.
+part, with an int32 zero point beside it where weights are asymmetric; 16 bits are two bytes an element. Biases are the
+same in every plan and not counted.
 """
 
 import math
@@ -11,6 +12,7 @@ from mixdq.types.layers import LayerSpec, LayerTable
 from mixdq.types.plan import FLOAT_BITS, BitPlan, LayerBits
 
 SCALE_BYTES = 4
+ZERO_POINT_BYTES = 4
 
 
 def uniform_plan(
@@ -44,21 +46,22 @@ def mean_bits(plan: BitPlan, table: LayerTable) -> tuple[float, float]:
     )
 
 
-def weight_bytes(plan: BitPlan, table: LayerTable) -> int:
-    """Return the bytes of all weights under the plan, scales included; PlanError as `mean_bits`."""
+def weight_bytes(plan: BitPlan, table: LayerTable, *, symmetric: bool = True) -> int:
+    """Return the bytes of all weights under the plan, scales and zero points included; PlanError as `mean_bits`."""
     _same_layers(plan, table)
-    return sum(layer_bytes(layer, plan.layers[layer.name].weight) for layer in table)
+    return sum(layer_bytes(layer, plan.layers[layer.name].weight, symmetric=symmetric) for layer in table)
 
 
-def layer_bytes(layer: LayerSpec, num_bits: int) -> int:
-    """Return the bytes of one layer's weight at `num_bits`, scales included."""
+def layer_bytes(layer: LayerSpec, num_bits: int, *, symmetric: bool = True) -> int:
+    """Return the bytes of one layer's weight at `num_bits`, scales and zero points included."""
     if num_bits == FLOAT_BITS:
         return layer.weight_numel * 2
     rows, channels, *kernel = layer.weight_shape
     parts = layer.input_splits or (channels,)
     # A row of each part is packed by itself, into whole bytes.
     row_bytes = sum(-(-part * math.prod(kernel) * num_bits // 8) for part in parts)
-    return rows * (row_bytes + SCALE_BYTES * len(parts))
+    part_bytes = SCALE_BYTES if symmetric else SCALE_BYTES + ZERO_POINT_BYTES
+    return rows * (row_bytes + part_bytes * len(parts))
 
 
 def _same_layers(plan: BitPlan, table: LayerTable) -> None:

@@ -57,9 +57,9 @@ def weight_bits_cost(layer: LayerSpec, num_bits: int) -> float:
     return layer.weight_numel * num_bits
 
 
-def weight_bytes_cost(layer: LayerSpec, num_bits: int) -> float:
-    """Return the bytes of a weight with its scales."""
-    return layer_bytes(layer, num_bits)
+def weight_bytes_cost(layer: LayerSpec, num_bits: int, *, symmetric: bool = True) -> float:
+    """Return the bytes of a weight with its scales, and its zero points where it is not symmetric."""
+    return layer_bytes(layer, num_bits, symmetric=symmetric)
 
 
 def activation_bits_cost(layer: LayerSpec, num_bits: int) -> float:

@@ -10,6 +10,7 @@ Where one group is at its greatest width, the other gets what is left. Which pla
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from mixdq.allocation.objective import METRIC_OF, Objective, layer_scores
 from mixdq.allocation.plans import mean_bits
@@ -59,6 +60,7 @@ def allocate(
     ratios: Sequence[float] | None = None,
     activation_ratios: Sequence[float] | None = None,
     max_plans: int = MAX_PLANS,
+    symmetric: bool = True,
     name_prefix: str = "plan",
     origin: Mapping[str, str] | None = None,
 ) -> list[BitPlan]:
@@ -69,6 +71,7 @@ def allocate(
     to content at its most; the plans are all pairs, duplicates removed, at most `max_plans` with default ratios.
     Ratios out of reach are skipped. Where both groups have one metric in `metric_of`, each role is a single program
     over all layers, and nothing is swept. Mean bits of 16 or more leave that role in floating point everywhere.
+    `symmetric` is how weights will be quantized: a budget in bytes pays for zero points where they have some.
 
     Raises:
         InfeasibleBudgetError: the cheapest widths exceed the budget, or no ratio asked for is within reach.
@@ -79,7 +82,7 @@ def allocate(
     unknown = sorted(set(budget.keep) - {layer.name for layer in table})
     if unknown:
         raise ConfigError(f"keep: {table.model!r} has no layer {unknown[0]!r} ({len(unknown)} such names)")
-    weight_problem = _weight_problem(table, sensitivity, budget, objective, metric_of)
+    weight_problem = _weight_problem(table, sensitivity, budget, objective, metric_of, symmetric)
     activation_problem = _activation_problem(table, sensitivity, budget, objective, metric_of)
     activations = _sweep(activation_problem, "activation", activation_ratios, min(ACTIVATION_RATIOS, max_plans))
     weights = _sweep(weight_problem, "weight", ratios, max(1, max_plans // len(activations)))
@@ -111,6 +114,7 @@ def _weight_problem(
     budget: Budget,
     objective: Objective,
     metric_of: Mapping[Group, str],
+    symmetric: bool,
 ) -> Problem:
     fixed = dict.fromkeys(budget.keep, FLOAT_BITS)
     cost: Cost = weight_bits_cost
@@ -120,7 +124,7 @@ def _weight_problem(
             fixed = {layer.name: FLOAT_BITS for layer in table}
     else:
         assert budget.weight_bytes is not None
-        cost, limit = weight_bytes_cost, float(budget.weight_bytes)
+        cost, limit = partial(weight_bytes_cost, symmetric=symmetric), float(budget.weight_bytes)
     widths = {layer.name: budget.weight_choices[layer.group] for layer in table if layer.name not in fixed}
     scores = layer_scores(table, sensitivity, "weight", widths, metric_of, objective, lone_widths=False)
     problem = build_problem(

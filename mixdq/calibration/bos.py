@@ -9,11 +9,9 @@ import math
 import torch
 from torch import Tensor, nn
 
-from mixdq.errors import BosNotConstantError, EmptyRangeError
+from mixdq.errors import BosNotConstantError, EmptyRangeError, NonFiniteError
+from mixdq.quant.bos import MISFIT_LIMIT
 from mixdq.types.layers import LayerTable
-
-_LOOSEST = 0.05
-"""Greatest relative difference in any dtype; what `mixdq.quant.bos` lets pass at run time."""
 
 
 class SharedState:
@@ -26,25 +24,31 @@ class SharedState:
         """Take first-token states [..., features] that `layer` reads.
 
         States of zeros, which stand for an empty negative prompt, are passed over. Others may differ by
-        sqrt(epsilon) of their dtype, relative to the first one seen: what a text encoder's rounding can do.
+        sqrt(epsilon) of their dtype, in sums of magnitudes relative to the first one seen: what a text encoder's
+        rounding can do, and never more than passes at run time.
 
         Raises:
-            BosNotConstantError: they differ by more, or are NaN.
+            BosNotConstantError: they differ by more.
+            NonFiniteError: one holds NaN or infinity.
         """
         rows = states.detach().reshape(-1, states.shape[-1])
         rows = rows[rows.ne(0).any(dim=-1)]
         if len(rows) == 0:
             return
+        if not bool(torch.isfinite(rows).all()):
+            raise NonFiniteError(
+                f"{layer}: the first text token's state holds NaN or infinity. Run the text encoder in a wider dtype.",
+                where=layer,
+            )
         if self._state is None:
             self._state = rows[0].to(device="cpu", dtype=torch.float32, copy=True)
         state = self._state.to(rows.device)
         if state.shape != rows.shape[1:]:
             raise BosNotConstantError(f"{layer}: reads another text embedding than the layers before it")
-        rest = torch.linalg.vector_norm(rows.to(torch.float32) - state, dim=-1)
-        worst = float((rest / torch.linalg.vector_norm(state)).max())
-        limit = min(math.sqrt(torch.finfo(states.dtype).eps), _LOOSEST)
-        # Written so that NaN fails.
-        if not worst <= limit:
+        rest = (rows.to(torch.float32) - state).abs().sum(-1)
+        worst = float((rest / state.abs().sum()).max())
+        limit = min(math.sqrt(torch.finfo(states.dtype).eps), MISFIT_LIMIT)
+        if worst > limit:
             raise BosNotConstantError(
                 f"{layer}: the first text token's state differs from prompt to prompt (by {worst:.1%}). It is the same "
                 "for causal text encoders such as CLIP's; use no prompt weighting in calibration prompts."

@@ -98,7 +98,8 @@ def guarded(verb: Callable[..., None]) -> Callable[..., None]:
 def explain(error: OSError) -> str:
     """Return one line that says what the system refused and what to do."""
     name = f" ({error.filename})" if error.filename else ""
-    if error.errno == errno.ENOSPC:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        # The last two are a quota and a limit on one file: as good as full.
         return f"the disk is full{name}: free some space and run the same command again; what is done is kept."
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return f"no permission to write{name}: choose another folder."

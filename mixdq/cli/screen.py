@@ -28,12 +28,12 @@ def opened(folder: Path) -> "Iterator[Session]":
 
 
 @contextmanager
-def started(folder: Path, config: "RunConfig") -> "Iterator[Session]":
-    """Yield the run in `folder` with these settings; begun or gone on with."""
+def started(folder: Path, config: "RunConfig", *, everything: bool = True) -> "Iterator[Session]":
+    """Yield the run in `folder` with these settings; begun or gone on with, `everything` as in `Session.start`."""
     from mixdq.workflow.session import Session
 
     with progress_bar() as progress:
-        yield Session.start(folder, config, progress=progress)
+        yield Session.start(folder, config, everything=everything, progress=progress)
 
 
 def evaluation_table(evaluations: Sequence[Evaluation]) -> None:

@@ -159,6 +159,7 @@ def _plan(
         objective=allocation.objective,
         metric_of=SQNR_ALONE if recipe.method == "mixdq-sqnr" else DECOUPLED,
         max_plans=allocation.max_plans,
+        symmetric=session.config.conversion.symmetric,
         name_prefix=recipe.slug,
         origin={"sensitivity": digest_of_file(session.paths.sensitivity)},
     )

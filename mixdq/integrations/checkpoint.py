@@ -42,7 +42,7 @@ def check_checkpoint(model: nn.Module, files: Sequence[str], layers: Sequence[st
             complaints.append(f"{name} is {dtype} {list(shape)}, expected {tensor.dtype} {list(tensor.shape)}")
     planned = set(layers)
     complaints += [
-        f"{name} is not of this plan" for name in found.keys() - expected if name.rpartition(".")[0] in planned
+        f"{name} is not of this plan" for name in sorted(found.keys() - expected) if name.rpartition(".")[0] in planned
     ]
     if complaints:
         raise ArtifactFormatError(

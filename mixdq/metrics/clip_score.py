@@ -4,6 +4,7 @@ Works with any pair of transformers' CLIP towers that were trained together. The
 """
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,11 +32,18 @@ _MODEL_TYPES = ("clip", "clip_text_model", "clip_vision_model")
 
 @dataclass(frozen=True, kw_only=True)
 class PictureStats:
-    """How a picture is prepared for a vision tower: side in pixels, mean and deviation of each channel."""
+    """How a picture is prepared for a vision tower: side in pixels, mean and (positive) deviation of each channel."""
 
     size: int
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+
+    def __post_init__(self) -> None:
+        numbers = (*self.mean, *self.std)
+        if len(self.mean) != 3 or len(self.std) != 3 or not all(map(math.isfinite, numbers)) or min(self.std) <= 0:
+            raise ValueError(
+                f"mean {self.mean} and deviation {self.std}: expected three numbers each, deviations positive"
+            )
 
 
 class ClipScore:
@@ -197,11 +205,16 @@ def _load(kind: Any, model: str | Path) -> Any:
 
 def _picture_stats(model: str | Path, config: Any) -> PictureStats:
     """Return mean and deviation of the model's preprocessor_config.json, 0.5 where it has none."""
-    path = cached_file(str(model), "preprocessor_config.json", _raise_exceptions_for_missing_entries=False)
-    stated = {} if path is None else json.loads(Path(path).read_text(encoding="utf-8"))
     default = PictureStats(size=config.image_size)
-    return PictureStats(
-        size=config.image_size,
-        mean=tuple(stated.get("image_mean", default.mean)),
-        std=tuple(stated.get("image_std", default.std)),
-    )
+    path = cached_file(str(model), "preprocessor_config.json", _raise_exceptions_for_missing_entries=False)
+    if path is None:
+        return default
+    try:
+        stated = json.loads(Path(path).read_text(encoding="utf-8"))
+        return PictureStats(
+            size=config.image_size,
+            mean=tuple(stated.get("image_mean", default.mean)),
+            std=tuple(stated.get("image_std", default.std)),
+        )
+    except (ValueError, TypeError, AttributeError) as error:
+        raise UnsupportedModelError(f"{path}: says not how pictures are prepared ({error}); copy it again") from error

@@ -26,8 +26,8 @@ def list_layers(pipe: DiffusionPipeline, family: ModelFamily, spec: GenerationSp
     `model` is what the user calls it. The digest is over the denoiser's weights.
 
     Raises:
-        UnsupportedModelError: the denoiser carries unmerged LoRA layers or integer weights, or joins its skips in
-            another way than its family says.
+        UnsupportedModelError: the denoiser carries unmerged LoRA layers, integer weights or weights that are offloaded,
+            or joins its skips in another way than its family says.
     """
     denoiser = family.denoiser(pipe)
     modules = dict(quantizable_layers(denoiser))
@@ -58,7 +58,7 @@ def quantizable_layers(denoiser: nn.Module) -> Iterator[tuple[str, nn.Linear | n
     """Yield (name, module) for every Linear and Conv2d, in module order.
 
     Raises:
-        UnsupportedModelError: a layer is an unmerged LoRA, or holds integers.
+        UnsupportedModelError: a layer is an unmerged LoRA, holds integers, or has its weight elsewhere (offloaded).
     """
     for name, module in denoiser.named_modules():
         if not isinstance(module, nn.Linear | nn.Conv2d):
@@ -67,6 +67,11 @@ def quantizable_layers(denoiser: nn.Module) -> Iterator[tuple[str, nn.Linear | n
             raise UnsupportedModelError(
                 f"{name}: the denoiser carries LoRA layers. "
                 "Merge them first: pipe.fuse_lora(), then pipe.unload_lora_weights()"
+            )
+        if module.weight.is_meta:
+            raise UnsupportedModelError(
+                f"{name}: its weight is not there, for the model is offloaded layer by layer. "
+                "Undo that first: pipe.remove_all_hooks(), or load it without offloading"
             )
         if not module.weight.is_floating_point():
             raise UnsupportedModelError(

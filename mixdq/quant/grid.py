@@ -8,17 +8,6 @@ from torch import Tensor
 from mixdq.types.tensors import QuantSpec
 
 
-def integer_range(spec: QuantSpec) -> tuple[int, int]:
-    """Return the least and the greatest code, both included.
-
-    >>> integer_range(QuantSpec(num_bits=4, symmetric=True))
-    (-7, 7)
-    >>> integer_range(QuantSpec(num_bits=4, symmetric=False))
-    (-8, 7)
-    """
-    return spec.code_min, spec.code_max
-
-
 def num_steps(spec: QuantSpec) -> int:
     """Return the number of steps between the least and the greatest code.
 

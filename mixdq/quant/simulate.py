@@ -9,7 +9,7 @@ Not here: replacing a layer for good (`mixdq.conversion`).
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -22,35 +22,6 @@ from mixdq.types.plan import FLOAT_BITS, LayerBits
 from mixdq.types.tensors import ActivationRange, QParams
 
 QuantizableLayer = nn.Linear | nn.Conv2d
-
-
-def simulated_weight(
-    module: QuantizableLayer,
-    num_bits: int,
-    *,
-    symmetric: bool = True,
-    splits: Sequence[int] = (),
-    bos: BosRow | None = None,
-    rounding: str = "nearest",
-    name: str = "layer",
-) -> AbstractContextManager[None]:
-    """Simulate a layer whose weight alone is quantized; see `simulated_layer`."""
-    bits = LayerBits(weight=num_bits, activation=FLOAT_BITS)
-    return simulated_layer(module, bits, symmetric=symmetric, splits=splits, bos=bos, rounding=rounding, name=name)
-
-
-def simulated_activation(
-    module: QuantizableLayer,
-    ranges: Sequence[ActivationRange],
-    num_bits: int,
-    *,
-    splits: Sequence[int] = (),
-    bos: BosRow | None = None,
-    name: str = "layer",
-) -> AbstractContextManager[None]:
-    """Simulate a layer whose input alone is quantized; see `simulated_layer`."""
-    bits = LayerBits(weight=FLOAT_BITS, activation=num_bits)
-    return simulated_layer(module, bits, ranges=ranges, splits=splits, bos=bos, name=name)
 
 
 @contextmanager

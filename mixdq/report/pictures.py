@@ -16,7 +16,7 @@ def picture_uri(path: Path) -> str:
     """Return the picture as a data URI: its own bytes where it is small, else 384 pixels on the longer side.
 
     Raises:
-        ArtifactFormatError: the file is no picture.
+        ArtifactFormatError: the file is no picture, or one that would fill the memory.
     """
     data = path.read_bytes()
     try:
@@ -25,7 +25,7 @@ def picture_uri(path: Path) -> str:
             if max(picture.size) <= LONGEST_SIDE and picture.format == "PNG":
                 return data_uri(data, "image/png")
             small = picture.convert("RGB")
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError) as error:
         raise ArtifactFormatError(f"{path}: not a readable picture ({error}); generate it again") from error
     small.thumbnail((LONGEST_SIDE, LONGEST_SIDE), Image.Resampling.LANCZOS)
     out = io.BytesIO()

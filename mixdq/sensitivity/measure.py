@@ -14,17 +14,16 @@ from mixdq.pipeline.family import ModelFamily, Pipeline
 from mixdq.pipeline.generate import GenerationSpec
 from mixdq.pipeline.trace import record_calls
 from mixdq.sensitivity.engines import ENGINES
-from mixdq.sensitivity.resume import MemorySink, Sink, key_of
-from mixdq.sensitivity.trial import Key, Trial, TrialScorer, list_trials
+from mixdq.sensitivity.resume import MemorySink, Sink
+from mixdq.sensitivity.trial import Trial, TrialScorer, list_trials
 from mixdq.types.layers import Group, LayerTable
+from mixdq.types.plan import ACTIVATION_CHOICES, WEIGHT_CHOICES
 from mixdq.types.progress import Progress, no_progress
-from mixdq.types.scores import SensitivityTable
+from mixdq.types.scores import ScoreKey, SensitivityTable
 from mixdq.types.tensors import CalibrationRecord
 
 log = logging.getLogger(__name__)
 
-WEIGHT_BITS: Mapping[Group, tuple[int, ...]] = MappingProxyType({"content": (2, 4, 8), "quality": (4, 8)})
-ACTIVATION_BITS: Mapping[Group, tuple[int, ...]] = MappingProxyType({"content": (4, 8), "quality": (4, 8)})
 METRIC_OF: Mapping[Group, tuple[str, ...]] = MappingProxyType({"content": ("ssim",), "quality": ("sqnr",)})
 
 
@@ -36,8 +35,8 @@ def measure(
     prompts: Sequence[str],
     spec: GenerationSpec,
     *,
-    weight_bits: Mapping[Group, Sequence[int]] = WEIGHT_BITS,
-    activation_bits: Mapping[Group, Sequence[int]] = ACTIVATION_BITS,
+    weight_bits: Mapping[Group, Sequence[int]] = WEIGHT_CHOICES,
+    activation_bits: Mapping[Group, Sequence[int]] = ACTIVATION_CHOICES,
     metric_of: Mapping[Group, Sequence[str]] = METRIC_OF,
     ssim_window: int = 11,
     symmetric: bool = True,
@@ -91,13 +90,13 @@ def measure(
                 log.debug("%s %s %d: %s %.6g", score.layer, score.role, score.num_bits, score.metric, score.value)
             progress(done, len(trials), "sensitivity")
     log.info("measured %d trials on %d layers (%d were known)", len(trials), len(table), len(trials) - len(left))
-    scores_of = {key_of(score): score for score in sink.table.scores}
+    scores_of = {score.key: score for score in sink.table.scores}
     return SensitivityTable(
         scores=tuple(scores_of[key] for trial in trials for key in trial.keys), origin=sink.table.origin
     )
 
 
-def _without(trials: Sequence[Trial], done: Set[Key]) -> list[Trial]:
+def _without(trials: Sequence[Trial], done: Set[ScoreKey]) -> list[Trial]:
     """Return the trials with the metrics that are not known yet; those with none left out."""
     left = []
     for trial in trials:

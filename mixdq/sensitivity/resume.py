@@ -6,8 +6,7 @@ What the analysis asks of a keeper, and the one in memory; the file is `mixdq.st
 from collections.abc import Mapping, Set
 from typing import Protocol
 
-from mixdq.sensitivity.trial import Key
-from mixdq.types.scores import Score, SensitivityTable
+from mixdq.types.scores import Score, ScoreKey, SensitivityTable
 
 
 class Sink(Protocol):
@@ -17,7 +16,7 @@ class Sink(Protocol):
     """
 
     @property
-    def done(self) -> Set[Key]:
+    def done(self) -> Set[ScoreKey]:
         """What is known: (layer, role, bits, metric)."""
         ...
 
@@ -36,10 +35,10 @@ class MemorySink:
 
     def __init__(self, origin: Mapping[str, str]) -> None:
         self._origin = origin
-        self._scores: dict[Key, Score] = {}
+        self._scores: dict[ScoreKey, Score] = {}
 
     @property
-    def done(self) -> Set[Key]:
+    def done(self) -> Set[ScoreKey]:
         """What is known: (layer, role, bits, metric)."""
         return self._scores.keys()
 
@@ -50,9 +49,4 @@ class MemorySink:
 
     def append(self, score: Score) -> None:
         """Keep one more score."""
-        self._scores[key_of(score)] = score
-
-
-def key_of(score: Score) -> Key:
-    """Return what names a score."""
-    return (score.layer, score.role, score.num_bits, score.metric)
+        self._scores[score.key] = score

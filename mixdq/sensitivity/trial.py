@@ -15,11 +15,8 @@ from mixdq.pipeline.trace import Trace, regenerate, replay
 from mixdq.quant.simulate_plan import simulated_spec
 from mixdq.types.layers import Group, LayerSpec, LayerTable
 from mixdq.types.plan import FLOAT_BITS, LayerBits
-from mixdq.types.scores import Role, Score
+from mixdq.types.scores import Role, Score, ScoreKey
 from mixdq.types.tensors import CalibrationRecord
-
-Key = tuple[str, Role, int, str]
-"""What names a score: layer, role, bits, metric."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +36,7 @@ class Trial:
         return LayerBits(weight=FLOAT_BITS, activation=self.num_bits)
 
     @property
-    def keys(self) -> tuple[Key, ...]:
+    def keys(self) -> tuple[ScoreKey, ...]:
         """The keys of its scores."""
         return tuple((self.layer, self.role, self.num_bits, metric) for metric in self.metrics)
 

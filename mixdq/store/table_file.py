@@ -22,12 +22,10 @@ from mixdq.errors import ArtifactFormatError
 from mixdq.store.artifact import Schema, atomic_write, bad_format, check_schema, expect_origin, read_bytes
 from mixdq.store.json_file import decode, encode, parse_json, read_json, write_json
 from mixdq.types.layers import LayerTable
-from mixdq.types.scores import ROLES, Role, Score, SensitivityTable
+from mixdq.types.scores import ROLES, Score, ScoreKey, SensitivityTable
 
 LAYERS = Schema("layers", "mixdq inspect")
 SENSITIVITY = Schema("sensitivity", "mixdq sensitivity")
-
-ScoreKey = tuple[str, Role, int, str]
 
 _HEADER = "layer,role,num_bits,metric,value"
 
@@ -66,11 +64,6 @@ def format_row(score: Score) -> str:
     return out.getvalue()
 
 
-def key_of(score: Score) -> ScoreKey:
-    """Return what identifies a measurement: layer, role, bits, metric."""
-    return (score.layer, score.role, score.num_bits, score.metric)
-
-
 class SensitivityLog:
     """An open sensitivity.csv: `done` says what has been measured, `append` adds a row and has it on disk.
 
@@ -80,7 +73,7 @@ class SensitivityLog:
     def __init__(self, path: Path, table: SensitivityTable) -> None:
         self._path = path
         self._origin = table.origin
-        self._scores = {key_of(score): score for score in table.scores}
+        self._scores = {score.key: score for score in table.scores}
         self._file = path.open("ab", buffering=0)
 
     @classmethod
@@ -113,8 +106,8 @@ class SensitivityLog:
 
     def append(self, score: Score) -> None:
         """Add a row; it is on disk when this returns. An OSError (disk full) leaves the file without it."""
-        if key_of(score) in self._scores:
-            raise ValueError(f"{key_of(score)} has been measured already")
+        if score.key in self._scores:
+            raise ValueError(f"{score.key} has been measured already")
         line = memoryview(format_row(score).encode("utf-8"))
         end = os.fstat(self._file.fileno()).st_size
         try:
@@ -124,7 +117,7 @@ class SensitivityLog:
         except OSError:
             os.ftruncate(self._file.fileno(), end)
             raise
-        self._scores[key_of(score)] = score
+        self._scores[score.key] = score
 
     def close(self) -> None:
         """Close the file; nothing can be appended any more."""
@@ -156,9 +149,9 @@ def _parse(path: Path, data: bytes) -> SensitivityTable:
     scores: dict[ScoreKey, Score] = {}
     for number, line in enumerate(lines[3:], start=4):
         score = _parse_row(path, number, line)
-        if key_of(score) in scores:
-            raise bad_format(path, SENSITIVITY, f"line {number} repeats {key_of(score)}")
-        scores[key_of(score)] = score
+        if score.key in scores:
+            raise bad_format(path, SENSITIVITY, f"line {number} repeats {score.key}")
+        scores[score.key] = score
     return SensitivityTable(scores=tuple(scores.values()), origin=decode(path, SENSITIVITY, dict[str, str], origin))
 
 

@@ -14,7 +14,8 @@ class Evaluation:
         method: how it was made, such as "float", "minmax" or "mixdq".
         weight_bits, activation_bits: means over weight and input elements; 16 counts as floating point.
         weight_bytes: the denoiser's weights on disk, scales and everything left in floating point included.
-        ssim, psnr_db, sqnr_db: against the floating-point pictures, means over pictures; +inf where identical.
+        ssim, psnr_db: against the floating-point pictures, means over pictures; +inf dB where identical.
+        sqnr_db: of the denoiser's first outputs against the floating-point model's, mean over pictures.
         clip_score: mean cosine of pictures and prompts; None without a CLIP model for it.
         seconds: median for one picture.
         peak_memory: greatest resident bytes while generating; None where not measured.

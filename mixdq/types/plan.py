@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from mixdq.types.layers import Group
 
@@ -10,6 +11,10 @@ FLOAT_BITS = 16
 """The width that stands for "left in floating point"."""
 
 MIN_BITS, MAX_BITS = 2, 8
+
+WEIGHT_CHOICES: Mapping[Group, tuple[int, ...]] = MappingProxyType({"content": (2, 4, 8), "quality": (4, 8)})
+ACTIVATION_CHOICES: Mapping[Group, tuple[int, ...]] = MappingProxyType({"content": (4, 8), "quality": (4, 8)})
+"""The candidate widths of each group, as published."""
 
 _LAYER_BITS = re.compile(r"W(\d{1,2})A(\d{1,2})")
 
@@ -48,14 +53,6 @@ class LayerBits:
         return LayerBits(weight=int(match[1]), activation=int(match[2]))
 
 
-def _default_weight_choices() -> dict[Group, tuple[int, ...]]:
-    return {"content": (2, 4, 8), "quality": (4, 8)}
-
-
-def _default_activation_choices() -> dict[Group, tuple[int, ...]]:
-    return {"content": (4, 8), "quality": (4, 8)}
-
-
 @dataclass(frozen=True, kw_only=True)
 class Budget:
     """What an allocation may spend, and on what (arXiv 2405.17873, integer programming).
@@ -63,7 +60,7 @@ class Budget:
     Attributes:
         weight_bits: greatest mean bits a weight element, kept and protected layers counted; None where bytes say it.
         activation_bits: greatest mean bits an input element; 16 leaves every activation in floating point.
-        weight_bytes: greatest bytes of all packed weights with their scales; None where mean bits say it.
+        weight_bytes: greatest bytes of all packed weights with scales and zero points; None where mean bits say it.
         weight_choices, activation_choices: the candidate widths of each group.
         protect: share of each group's layers, the most sensitive, whose activations stay in floating point.
         keep: names of layers left wholly in floating point.
@@ -72,8 +69,8 @@ class Budget:
     weight_bits: float | None = None
     activation_bits: float = 8.0
     weight_bytes: int | None = None
-    weight_choices: Mapping[Group, tuple[int, ...]] = field(default_factory=_default_weight_choices)
-    activation_choices: Mapping[Group, tuple[int, ...]] = field(default_factory=_default_activation_choices)
+    weight_choices: Mapping[Group, tuple[int, ...]] = field(default_factory=lambda: dict(WEIGHT_CHOICES))
+    activation_choices: Mapping[Group, tuple[int, ...]] = field(default_factory=lambda: dict(ACTIVATION_CHOICES))
     protect: float = 0.01
     keep: tuple[str, ...] = ()
 

@@ -10,6 +10,9 @@ from mixdq.types.plan import check_bits
 Role = Literal["weight", "activation"]
 ROLES: tuple[Role, ...] = ("weight", "activation")
 
+ScoreKey = tuple[str, Role, int, str]
+"""What names a score: layer, role, bits, metric."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
@@ -28,6 +31,11 @@ class Score:
         check_bits(self.num_bits)
         if math.isnan(self.value):
             raise ValueError(f"{self.layer}: the {self.metric} of {self.role} at {self.num_bits} bits is not a number")
+
+    @property
+    def key(self) -> ScoreKey:
+        """What names it among all scores of a model."""
+        return (self.layer, self.role, self.num_bits, self.metric)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -70,7 +70,7 @@ class QTensor:
 
 @dataclass(frozen=True, kw_only=True)
 class ActivationRange:
-    """The range of one layer input over calibration: finite, min <= 0 <= max not required; `batches` seen."""
+    """The range of one layer input over calibration: finite, with or without 0 in it; `batches` seen."""
 
     min: float
     max: float

@@ -32,7 +32,7 @@ from mixdq.types.progress import Progress, no_progress
 from mixdq.types.scores import SensitivityTable
 from mixdq.types.tensors import CalibrationRecord
 from mixdq.workflow.session import Session
-from mixdq.workflow.settings import calibration_prompts, sensitivity_prompts
+from mixdq.workflow.settings import calibration_prompts, device_of, dtype_of, sensitivity_prompts
 
 Model: TypeAlias = str | Path | Pipeline
 
@@ -90,6 +90,10 @@ def _run(folder: Path, config: RunConfig, loaded: Pipeline | None, progress: Pro
     session = Session.start(folder, config, pipe=loaded, progress=progress)
     if report:
         steps.run(session)
+        if loaded is None:
+            return load_pipeline(session.variant.model, dtype=dtype_of(config), device=device_of(config))
+        if session.converted:
+            return loaded
     plan, record = steps.choose(session), steps.calibrate(session)
     pipe = session.pipe
     session.release()
@@ -230,8 +234,8 @@ def generate(
     progress: Progress = no_progress,
 ) -> Tensor:
     """Return one picture a prompt, [prompts, 3, height, width] in 0..1; picture i depends on the seed and i alone."""
-    pipe = load_pipeline(model)
     spec = GenerationSpec(steps=steps, guidance_scale=guidance_scale, height=size, width=size, seed=seed)
+    pipe = load_pipeline(model)
     with torch.no_grad():
         return drawing.generate(pipe, prompts, spec, progress=progress)
 

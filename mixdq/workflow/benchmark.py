@@ -2,6 +2,7 @@
 
 from dataclasses import asdict
 
+from mixdq.errors import ArtifactError
 from mixdq.store.artifact import Schema, digest_of_file
 from mixdq.store.json_file import write_json
 from mixdq.workflow.cost import Cost, float_cost, folder_cost
@@ -19,6 +20,10 @@ def benchmark(session: Session) -> dict[str, Cost]:
     Raises:
         ArtifactError: nothing has been quantized yet.
     """
+    if not session.variant.receipt.exists():
+        raise ArtifactError(
+            f"{session.variant.receipt}: there is no such file; `mixdq apply {session.paths.root}` makes it"
+        )
     receipt = digest_of_file(session.variant.receipt)
     costs = {
         "floating point": float_cost(session, repeats=REPEATS),

@@ -9,6 +9,7 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from transformers.utils import logging as transformers_logging
 
 from mixdq.errors import ArtifactFormatError, ConfigError
 from mixdq.metrics.base import METRICS, Metric
@@ -97,6 +98,18 @@ def halved(pipe: "Pipeline") -> Iterator[None]:
     finally:
         for part in exact:
             _cast(part, torch.float32)
+
+
+@contextmanager
+def silent() -> Iterator[None]:
+    """Switch the libraries' bars for saving off; on a terminal the command line has one of its own."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
 
 
 def _cast(part: nn.Module, dtype: torch.dtype) -> None:

@@ -1,21 +1,18 @@
 """Pictures of a run: PNG files that people look at and that the numbers are computed from."""
 
+import errno
 import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from mixdq.errors import ArtifactFormatError
 from mixdq.store.artifact import atomic_write
-
-
-def picture_path(folder: Path, index: int) -> Path:
-    """Return the file of picture `index`."""
-    return folder / f"{index:03d}.png"
+from mixdq.workflow.reporting import picture_path
 
 
 def write_pictures(folder: Path, pictures: Tensor, count_done: Callable[[int], None] = lambda _: None) -> list[Path]:
@@ -49,7 +46,10 @@ def read_pictures(paths: Sequence[Path]) -> Tensor:
         try:
             with Image.open(path) as image:
                 arrays.append(np.asarray(image.convert("RGB")))
-        except (FileNotFoundError, UnidentifiedImageError, SyntaxError, Image.DecompressionBombError) as error:
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            # A truncated picture is an OSError of Pillow's own, without a number; the system's have one.
+            if getattr(error, "errno", None) not in (None, errno.ENOENT):
+                raise
             raise ArtifactFormatError(
                 f"{path}: not a readable picture ({error}); delete its folder, run again"
             ) from error

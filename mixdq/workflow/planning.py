@@ -1,16 +1,20 @@
 """The allocation step: from the tables on file to the plans of a sweep. Needs no model and no torch."""
 
-from collections.abc import Mapping
+import os
+import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mixdq.allocation import sweep
 from mixdq.config import RunConfig
 from mixdq.errors import ArtifactError
-from mixdq.store.artifact import digest_of, digest_of_file
+from mixdq.store.artifact import digest_of, digest_of_file, expect_origin
 from mixdq.store.plan_file import read_plan, write_plan
 from mixdq.store.table_file import read_layers, read_sensitivity
 from mixdq.types.plan import BitPlan
-from mixdq.workflow.session import Session
+from mixdq.types.scores import SensitivityTable
+from mixdq.workflow.session import Session, prompts_digest
+from mixdq.workflow.settings import generation_of, sensitivity_prompts
 
 
 def allocate(session: Session, *, own: bool = True) -> list[BitPlan]:
@@ -18,15 +22,21 @@ def allocate(session: Session, *, own: bool = True) -> list[BitPlan]:
 
     Raises:
         InfeasibleBudgetError: the budget is out of reach.
-        ArtifactError: the layer or sensitivity table is missing.
+        ArtifactError: the layer or sensitivity table is missing, damaged, or made from other inputs.
     """
     paths = session.paths
+    origin = plans_origin(session.config, paths.sensitivity)
+    remeasure = f"mixdq sensitivity {paths.root}"
+    with session.advising(paths.sensitivity, remeasure):
+        scores = read_sensitivity(paths.sensitivity)
+    # Here too where the plans are up to date with their table: the table itself may not be.
+    expect_origin(paths.sensitivity, scores.origin, sensitivity_origin(session), remeasure)
     return session.resolve(
         paths.plans,
         command="mixdq allocate",
-        expected=plans_origin(session.config, paths.sensitivity),
+        expected=origin,
         read=lambda: read_plans(paths.plans),
-        make=lambda: _make(session),
+        make=lambda: _make(session, scores, origin),
         own=own,
     )
 
@@ -41,6 +51,42 @@ def plans_origin(config: RunConfig, sensitivity: Path) -> dict[str, str]:
     }
 
 
+def sensitivity_origin(session: Session) -> dict[str, str]:
+    """Return what the sensitivity table of a run must have been made from.
+
+    The calibration's digest is absent where there is no calibration: the two tables are all that allocation needs.
+    """
+    config, calibration = session.config, session.paths.calibration
+    return {
+        **({"calibration": digest_of_file(calibration)} if calibration.exists() else {}),
+        "prompts": prompts_digest(sensitivity_prompts(config)),
+        "settings": digest_of(
+            [
+                config.sensitivity.ssim_window,
+                config.conversion.symmetric,
+                config.conversion.rounding,
+                generation_of(config),
+            ]
+        ),
+    }
+
+
+def write_plans(folder: Path, plans: Sequence[BitPlan]) -> None:
+    """Write the plans into a folder of their own, whole or not at all; what was there before is replaced."""
+    partial, old = folder.with_name(f".{folder.name}.partial"), folder.with_name(f".{folder.name}.old")
+    for leftover in (partial, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    try:
+        for plan in plans:
+            write_plan(partial / f"{plan.name}.toml", plan)
+        if folder.exists():
+            os.replace(folder, old)
+        os.replace(partial, folder)
+    finally:
+        for leftover in (partial, old):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
 def read_plans(folder: Path) -> tuple[list[BitPlan], Mapping[str, str]]:
     """Return the plans in a folder by name, and what the first was made from; ArtifactError where there is none."""
     plans = [read_plan(path) for path in sorted(folder.glob("*.toml"))]
@@ -49,9 +95,10 @@ def read_plans(folder: Path) -> tuple[list[BitPlan], Mapping[str, str]]:
     return plans, plans[0].origin
 
 
-def _make(session: Session) -> list[BitPlan]:
+def _make(session: Session, scores: SensitivityTable, origin: Mapping[str, str]) -> list[BitPlan]:
     paths, config = session.paths, session.config
-    table, scores = read_layers(paths.layers), read_sensitivity(paths.sensitivity)
+    with session.advising(paths.layers, f"mixdq inspect {config.model.path} -o {paths.root}"):
+        table = read_layers(paths.layers)
     found = sweep.allocate(
         table,
         scores,
@@ -59,11 +106,8 @@ def _make(session: Session) -> list[BitPlan]:
         objective=config.allocation.objective,
         ratios=config.allocation.ratios,
         max_plans=config.allocation.max_plans,
-        origin=plans_origin(config, paths.sensitivity),
+        symmetric=config.conversion.symmetric,
+        origin=origin,
     )
-    if paths.plans.exists():
-        for stale in paths.plans.glob("*.toml"):
-            stale.unlink()
-    for plan in found:
-        write_plan(paths.plans / f"{plan.name}.toml", plan)
+    write_plans(paths.plans, found)
     return found

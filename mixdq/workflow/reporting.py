@@ -4,12 +4,13 @@ import importlib.metadata
 import os
 import platform
 from pathlib import Path
+from typing import Any
 
 from mixdq.errors import ArtifactError
 from mixdq.report.facts import ReportFacts, Variant
 from mixdq.report.render import render
 from mixdq.store.artifact import Schema
-from mixdq.store.json_file import decode, read_json
+from mixdq.store.json_file import decode, encode, read_json
 from mixdq.store.plan_file import read_plan
 from mixdq.store.table_file import read_layers, read_sensitivity
 from mixdq.types.evaluation import Evaluation
@@ -36,22 +37,33 @@ def report_on(session: Session, variants: list[VariantPaths], *, title: str) -> 
         ArtifactError: a file is missing or damaged; the text names the command that makes it.
     """
     paths = session.paths
-    manifest = paths.reference / "manifest.json"
-    content = read_json(manifest, MANIFEST).content
-    prompts = decode(manifest, MANIFEST, tuple[str, ...], content.get("prompts"))
-    floating = decode(manifest, MANIFEST, Evaluation, content.get("evaluation"))
+    manifest, root = paths.reference / "manifest.json", paths.root
+    with session.advising(manifest, f"mixdq evaluate {root}"):
+        content = read_json(manifest, MANIFEST).content
+        prompts = decode(manifest, MANIFEST, tuple[str, ...], content.get("prompts"))
+        floating = decode(manifest, MANIFEST, Evaluation, content.get("evaluation"))
     shown = [Variant(evaluation=floating, pictures=paths.reference)]
     receipts, candidates = [], {}
     for variant in variants:
-        evaluation = decode(
-            variant.evaluation, EVALUATION, Evaluation, read_json(variant.evaluation, EVALUATION).content
-        )
-        plan = read_plan(variant.plan)
+        with session.advising(variant.evaluation, f"mixdq evaluate {root}"):
+            numbers = read_json(variant.evaluation, EVALUATION).content
+            evaluation = decode(variant.evaluation, EVALUATION, Evaluation, numbers)
+        with session.advising(variant.plan, f"mixdq choose {root}"):
+            plan = read_plan(variant.plan)
         shown.append(Variant(evaluation=evaluation, pictures=variant.images, plan=plan))
-        receipts.append(decode(variant.receipt, RECEIPT, Receipt, read_json(variant.receipt, RECEIPT).content))
+        with session.advising(variant.receipt, f"mixdq apply {root}"):
+            receipts.append(decode(variant.receipt, RECEIPT, Receipt, read_json(variant.receipt, RECEIPT).content))
         if variant.choice.exists():
-            scores = read_json(variant.choice, CHOICE).content.get("scores")
-            candidates[plan.name] = decode(variant.choice, CHOICE, tuple[tuple[str, float], ...], scores)
+            # The report does without it.
+            with session.advising(variant.choice, f"rm {variant.choice}"):
+                scores = read_json(variant.choice, CHOICE).content.get("scores")
+                candidates[plan.name] = decode(variant.choice, CHOICE, tuple[tuple[str, float], ...], scores)
+        _check_pictures(session, variant.images, len(prompts))
+    _check_pictures(session, paths.reference, len(prompts))
+    with session.advising(paths.layers, f"mixdq inspect {session.config.model.path} -o {root}"):
+        layers = read_layers(paths.layers)
+    with session.advising(paths.sensitivity, f"mixdq sensitivity {root}"):
+        sensitivity = read_sensitivity(paths.sensitivity) if paths.sensitivity.exists() else None
     facts = ReportFacts(
         title=title,
         model=session.config.model.path,
@@ -59,13 +71,25 @@ def report_on(session: Session, variants: list[VariantPaths], *, title: str) -> 
         settings=_settings(session),
         prompts=prompts,
         variants=tuple(shown),
-        layers=read_layers(paths.layers),
-        sensitivity=read_sensitivity(paths.sensitivity) if paths.sensitivity.exists() else None,
+        layers=layers,
+        sensitivity=sensitivity,
         receipts=tuple(receipts),
         candidates=candidates,
         warnings=_warnings(session),
     )
-    return render(facts, paths.root)
+    with session.advising(root / "images", f"mixdq evaluate {root}"):
+        return render(facts, root)
+
+
+def picture_path(folder: Path, index: int) -> Path:
+    """Return the file of picture `index`."""
+    return folder / f"{index:03d}.png"
+
+
+def encode_evaluation(evaluation: Evaluation) -> dict[str, Any]:
+    """Return an evaluation as plain values that `decode` takes back."""
+    # What is None is left out by `encode`, and this field, of a model without a CLIP model, has no default.
+    return {**encode(Evaluation, evaluation), "clip_score": evaluation.clip_score}
 
 
 def environment() -> dict[str, str]:
@@ -82,6 +106,12 @@ def environment() -> dict[str, str]:
         "python": platform.python_version(),
         **versions,
     }
+
+
+def _check_pictures(session: Session, folder: Path, count: int) -> None:
+    for path in (picture_path(folder, index) for index in range(count)):
+        if not path.exists():
+            raise ArtifactError(f"{path}: there is no such file; `mixdq evaluate {session.paths.root}` makes it")
 
 
 def _settings(session: Session) -> dict[str, str]:

@@ -5,7 +5,9 @@ what it reads from other steps must be up to date, or be made too where everythi
 """
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +15,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from mixdq.config import RunConfig, dump_config, load_config
 from mixdq.errors import ArtifactError, ArtifactFormatError, ConfigError, StaleArtifactError
-from mixdq.store.artifact import atomic_write, digest_of, expect_origin
+from mixdq.store.artifact import atomic_write, digest_of, digest_of_file, expect_origin
 from mixdq.store.table_file import read_layers
 from mixdq.types.progress import Progress, no_progress
 
@@ -120,7 +122,10 @@ class Session:
         self.config = config
         self.everything = everything
         self.progress = progress
+        self.converted = False
+        """Whether conversion has changed the pipeline in this session; one that was handed over stays so."""
         self._pipe = pipe
+        self._told: set[Path] = set()
 
     @classmethod
     def open(cls, folder: Path, *, progress: Progress = no_progress) -> "Session":
@@ -139,16 +144,20 @@ class Session:
         config: RunConfig,
         *,
         pipe: "Pipeline | None" = None,
+        everything: bool = True,
         progress: Progress = no_progress,
     ) -> "Session":
-        """Return the run in `folder`, begun or gone on with; its config.toml becomes `config`."""
-        session = cls(folder, config, pipe=pipe, everything=True, progress=progress)
+        """Return the run in `folder`, begun or gone on with; its config.toml becomes `config`.
+
+        `everything` says that all steps are asked for, so that each is done as soon as another needs it.
+        """
+        session = cls(folder, config, pipe=pipe, everything=everything, progress=progress)
         session.change(config)
         return session
 
     def change(self, config: RunConfig) -> None:
         """Keep other settings from now on, and in config.toml."""
-        if config != self.config or not self.paths.config.exists():
+        if not self.paths.config.exists() or load_config(self.paths.config) != config:
             atomic_write(self.paths.config, dump_config(config).encode())
         self.config = config
 
@@ -188,6 +197,18 @@ class Session:
                 )
         return pipe, family
 
+    @cached_property
+    def weights(self) -> dict[str, str]:
+        """What tells that a model folder is no longer what it was: "weights" -> digest of its weight files.
+
+        Empty for a hub id and for a pipeline in memory, which are checked when they are used.
+        """
+        folder = Path(self.config.model.path).expanduser()
+        if self.in_memory or not folder.is_dir():
+            return {}
+        files = sorted(folder.rglob("*.safetensors"))
+        return {"weights": digest_of([[str(file.relative_to(folder)), digest_of_file(file)] for file in files])}
+
     @property
     def spec(self) -> "GenerationSpec":
         """How pictures are made."""
@@ -222,20 +243,38 @@ class Session:
         command = f"{command} {self.paths.root}"
         if path.exists():
             try:
-                value, origin = read()
+                with self.advising(path, command):
+                    value, origin = read()
             except ArtifactFormatError:
                 if not own or self.everything:
                     raise
                 aside(path)
             else:
                 if all(origin.get(name) == digest for name, digest in expected.items()):
-                    log.info("%s is up to date", path.name)
+                    self.say_up_to_date(path)
                     return value
                 if not (own or self.everything):
                     expect_origin(path, origin, expected, command)
         elif not (own or self.everything):
             raise ArtifactError(f"{path}: there is no such file; `{command}` makes it")
-        return make()
+        value = make()
+        self._told.add(path)
+        return value
+
+    def say_up_to_date(self, path: Path) -> None:
+        """Log that a file need not be made again: once, for every later step reads it again."""
+        log.log(logging.DEBUG if path in self._told else logging.INFO, "%s is up to date", path.name)
+        self._told.add(path)
+
+    @contextmanager
+    def advising(self, path: Path, command: str) -> Iterator[None]:
+        """Complete what is said of a damaged file with what makes this very one: `store` knows the kind's verb only."""
+        try:
+            yield
+        except ArtifactFormatError as error:
+            remedy = f"`rm -r {path}` and then the same command" if self.everything else f"`{command}`"
+            text, count = re.subn(r"`mixdq \w+`", lambda _: remedy, str(error))
+            raise ArtifactFormatError(text if count else f"{text}. To have it made again: {remedy}.") from error
 
 
 def aside(path: Path) -> Path:

@@ -101,6 +101,14 @@ def evaluation_prompts(config: RunConfig) -> tuple[str, ...]:
     return _prompts(config.evaluation.prompts or config.calibration.prompts)[-config.evaluation.num_prompts :]
 
 
+def generation_of(config: RunConfig) -> dict[str, object]:
+    """Return the settings that decide what a picture is."""
+    made = config.generation.model_dump(mode="json")
+    # Pictures of other batch sizes differ by float rounding alone.
+    made.pop("batch_size")
+    return made
+
+
 def load_model(config: RunConfig) -> "Pipeline":
     """Return the pipeline that a run is about, in floating point, on its device."""
     from mixdq.pipeline.load import load_pipeline
@@ -111,11 +119,22 @@ def load_model(config: RunConfig) -> "Pipeline":
 
 
 def device_of(config: RunConfig) -> str:
-    """Return where models run: as configured, or a GPU if there is one."""
+    """Return where models run: as configured, or a GPU if there is one.
+
+    Raises:
+        ConfigError: torch knows no such device, or this machine has none.
+    """
     import torch
 
-    if config.model.device != "auto":
-        return config.model.device
+    name = config.model.device
+    if name != "auto":
+        try:
+            # The shortest way to find out: torch has no question that covers every kind of device.
+            torch.empty(0, device=name)
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            reason = str(error).splitlines()[0]
+            raise ConfigError(f"model.device = {name!r}: torch cannot use it here ({reason}); say 'auto'") from error
+        return name
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 

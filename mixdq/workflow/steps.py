@@ -8,10 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from mixdq.calibration import collect
-from mixdq.errors import StaleArtifactError
+from mixdq.config import match_layers
+from mixdq.errors import ArtifactFormatError, StaleArtifactError
 from mixdq.pipeline.layers import list_layers
 from mixdq.selection import choose as selection
 from mixdq.sensitivity import measure as sensitivity
+from mixdq.sensitivity.trial import list_trials
 from mixdq.store.artifact import digest_of, digest_of_file
 from mixdq.store.json_file import read_json, write_json
 from mixdq.store.plan_file import dump_plan, read_plan, write_plan
@@ -26,7 +28,7 @@ from mixdq.types.tensors import CalibrationRecord
 from mixdq.workflow import planning, variants
 from mixdq.workflow.reporting import CHOICE, report
 from mixdq.workflow.session import Session, aside, prompts_digest
-from mixdq.workflow.settings import calibration_prompts, selection_prompts, sensitivity_prompts
+from mixdq.workflow.settings import calibration_prompts, generation_of, selection_prompts, sensitivity_prompts
 
 METRICS_OF: dict[Group, tuple[str, ...]] = {"content": ("ssim",), "quality": ("sqnr",)}
 
@@ -38,11 +40,16 @@ def run(session: Session) -> tuple[list[Evaluation], Path]:
 
 
 def inspect(session: Session, *, own: bool = True) -> LayerTable:
-    """Return the layers of the model, written to layers.json."""
+    """Return the layers of the model, written to layers.json.
+
+    Raises:
+        ConfigError: a pattern of layers to keep matches none; said here, before any long work.
+    """
     path, config = session.paths.layers, session.config
     origin = {
         "model": digest_of(config.model.model_dump(mode="json")),
         "size": digest_of([config.generation.height, config.generation.width]),
+        **session.weights,
     }
 
     def make() -> LayerTable:
@@ -50,14 +57,16 @@ def inspect(session: Session, *, own: bool = True) -> LayerTable:
         write_layers(path, table, origin)
         return table
 
-    return session.resolve(
+    table = session.resolve(
         path,
-        command="mixdq inspect",
+        command=f"mixdq inspect {config.model.path} -o",
         expected=origin,
         read=lambda: (read_layers(path), read_json(path, LAYERS).origin),
         make=make,
         own=own,
     )
+    match_layers(config.allocation.keep, [layer.name for layer in table], setting="allocation.keep")
+    return table
 
 
 def calibrate(session: Session, *, own: bool = True) -> CalibrationRecord:
@@ -75,7 +84,7 @@ def calibrate_as(
     origin = {
         "layers": digest_of_file(session.paths.layers),
         "prompts": prompts_digest(prompts),
-        "settings": digest_of([estimator, config.calibration.batch_size, _generation(session)]),
+        "settings": digest_of([estimator, config.calibration.batch_size, generation_of(config)]),
     }
 
     def make() -> CalibrationRecord:
@@ -103,31 +112,34 @@ def calibrate_as(
 def measure(session: Session, *, metric_of: dict[Group, tuple[str, ...]] | None = None) -> SensitivityTable:
     """Return the scores of every layer, written to sensitivity.csv row by row.
 
-    A table that was made from other inputs is kept under another name, and a new one begun.
+    A table that was made from other inputs, or is damaged, is kept under another name, and a new one begun; a damaged
+    one only where measuring itself was asked for.
+
+    Raises:
+        ArtifactFormatError: everything was asked for, and the table is damaged.
     """
     record = calibrate(session, own=False)
     table = inspect(session, own=False)
     config, path = session.config, session.paths.sensitivity
     prompts = sensitivity_prompts(config)
     metrics = metric_of or METRICS_OF
-    origin = {
-        "calibration": digest_of_file(session.paths.calibration),
-        "prompts": prompts_digest(prompts),
-        "settings": digest_of(
-            [
-                config.sensitivity.ssim_window,
-                config.conversion.symmetric,
-                config.conversion.rounding,
-                _generation(session),
-            ]
-        ),
-    }
+    origin = planning.sensitivity_origin(session)
     try:
-        log = SensitivityLog.open(path, origin)
-    except StaleArtifactError:
+        with session.advising(path, f"mixdq sensitivity {session.paths.root}"):
+            log = SensitivityLog.open(path, origin)
+    except (StaleArtifactError, ArtifactFormatError) as error:
+        if session.everything and isinstance(error, ArtifactFormatError):
+            raise
         aside(path)
         log = SensitivityLog.open(path, origin)
     with log:
+        trials = list_trials(table, config.allocation.weight_choices, config.allocation.activation_choices, metrics)
+        keys = [key for trial in trials for key in trial.keys]
+        if log.done >= set(keys):
+            # Found out here, so that no model is loaded in vain.
+            session.say_up_to_date(path)
+            known = {score.key: score for score in log.table.scores}
+            return SensitivityTable(scores=tuple(known[key] for key in keys), origin=log.table.origin)
         return sensitivity.measure(
             session.pipe,
             session.family,
@@ -169,7 +181,7 @@ def choose_among(session: Session, plans: list[BitPlan], path: Path, *, own: boo
     origin = {
         "plans": digest_of([dump_plan(plan) for plan in plans]),
         "calibration": digest_of_file(session.paths.calibration),
-        "selection": digest_of([config.selection.metric, prompts_digest(prompts), _generation(session)]),
+        "selection": digest_of([config.selection.metric, prompts_digest(prompts), generation_of(config)]),
     }
 
     def make() -> BitPlan:
@@ -210,16 +222,11 @@ def apply(session: Session, *, own: bool = True) -> Receipt:
 def evaluate(session: Session, *, own: bool = True) -> list[Evaluation]:
     """Return the numbers of the floating-point model and of the quantized one, written to evaluation.json."""
     table = inspect(session, own=False)
+    # Calibration looks at every layer, and so can name the one that is broken; pictures cannot.
+    calibrate(session, own=False)
     # The reference is made before conversion, so that the two models are never in memory together.
     reference = variants.reference(session, table)
     apply(session, own=False)
     plan = read_plan(session.variant.plan)
     quantized = variants.evaluate(session, session.variant, plan, table, reference, own=own)
     return [reference.evaluation, quantized]
-
-
-def _generation(session: Session) -> object:
-    made = session.config.generation.model_dump(mode="json")
-    # Only sensitivity and selection batch by it, and there pictures differ by float rounding alone.
-    made.pop("batch_size")
-    return made

@@ -1,12 +1,14 @@
 """A plan carried out: the quantized pipeline on disk, its pictures, and its numbers against floating point."""
 
 import os
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import safetensors.torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from mixdq.allocation.plans import mean_bits
@@ -15,6 +17,7 @@ from mixdq.evaluation.compare import compare
 from mixdq.evaluation.memory import weight_bytes_on_disk
 from mixdq.integrations.diffusers import attach_config
 from mixdq.metrics.sqnr import sqnr_per_sample
+from mixdq.pipeline.family import find_family
 from mixdq.pipeline.load import load_pipeline
 from mixdq.store.artifact import atomic_write, digest_of, digest_of_file
 from mixdq.store.json_file import decode, encode, read_json, write_json
@@ -24,9 +27,9 @@ from mixdq.types.plan import FLOAT_BITS, BitPlan
 from mixdq.types.receipt import Receipt
 from mixdq.types.tensors import CalibrationRecord
 from mixdq.workflow.cost import float_cost, folder_cost
-from mixdq.workflow.drawing import draw, first_outputs, halved, metrics_for, read_outputs
-from mixdq.workflow.pictures import picture_path, read_pictures, write_pictures
-from mixdq.workflow.reporting import EVALUATION, MANIFEST, RECEIPT
+from mixdq.workflow.drawing import draw, first_outputs, halved, metrics_for, read_outputs, silent
+from mixdq.workflow.pictures import read_pictures, write_pictures
+from mixdq.workflow.reporting import EVALUATION, MANIFEST, RECEIPT, encode_evaluation, picture_path
 from mixdq.workflow.session import Session, VariantPaths, prompts_digest
 from mixdq.workflow.settings import device_of, dtype_of, evaluation_prompts
 
@@ -65,6 +68,7 @@ def convert(
         pipe, denoiser = session.pipe, session.family.denoiser(session.pipe)
         # It is changed for good from here on: whoever wants the floating-point model next loads it again.
         session.release()
+        session.converted = True
         receipt = conversion.convert(
             denoiser,
             plan,
@@ -76,13 +80,16 @@ def convert(
             progress=session.progress,
         )
         attach_config(denoiser, plan, table, record, backend=settings.backend, symmetric=settings.symmetric)
+        # Never may the receipt of one model lie beside another, wherever the process is killed.
+        paths.receipt.unlink(missing_ok=True)
         save_pipeline(pipe, paths.model)
         write_json(paths.receipt, RECEIPT, encode(Receipt, receipt), origin)
         return receipt
 
     def read() -> tuple[Receipt, dict[str, str]]:
         found = read_json(paths.receipt, RECEIPT)
-        return decode(paths.receipt, RECEIPT, Receipt, found.content), found.origin
+        made_from = found.origin if (paths.model / "model_index.json").is_file() else {}
+        return decode(paths.receipt, RECEIPT, Receipt, found.content), made_from
 
     return session.resolve(paths.receipt, command="mixdq apply", expected=origin, read=read, make=make, own=own)
 
@@ -93,12 +100,21 @@ def save_pipeline(pipe: "Pipeline", folder: Path) -> None:
     for leftover in (partial, old):
         shutil.rmtree(leftover, ignore_errors=True)
     partial.parent.mkdir(parents=True, exist_ok=True)
-    with halved(pipe):
-        pipe.save_pretrained(partial)
-    if folder.exists():
-        os.replace(folder, old)
-    os.replace(partial, folder)
-    shutil.rmtree(old, ignore_errors=True)
+    try:
+        with halved(pipe), silent():
+            pipe.save_pretrained(partial)
+        if folder.exists():
+            os.replace(folder, old)
+        os.replace(partial, folder)
+    except SafetensorError as error:
+        # safetensors has words of its own for what the system refuses.
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(folder)) from error
+    finally:
+        for leftover in (partial, old):
+            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def reference(session: Session, table: LayerTable) -> Reference:
@@ -109,6 +125,7 @@ def reference(session: Session, table: LayerTable) -> Reference:
 
     def make() -> Reference:
         trace = draw(session, session.pipe, prompts)
+        manifest.unlink(missing_ok=True)
         files = write_pictures(folder, trace.pictures)
         first = first_outputs(trace)
         atomic_write(outputs, safetensors.torch.save({"outputs": first}))
@@ -120,8 +137,8 @@ def reference(session: Session, table: LayerTable) -> Reference:
         evaluation = Evaluation(
             name="floating point",
             method="float",
-            weight_bits=FLOAT_BITS,
-            activation_bits=FLOAT_BITS,
+            weight_bits=float(FLOAT_BITS),
+            activation_bits=float(FLOAT_BITS),
             weight_bytes=2 * sum(one.numel() for one in session.family.denoiser(session.pipe).parameters()),
             ssim=1.0,
             psnr_db=float("inf"),
@@ -131,7 +148,7 @@ def reference(session: Session, table: LayerTable) -> Reference:
             seconds=cost.seconds,
             peak_memory=cost.peak_memory,
         )
-        write_json(manifest, MANIFEST, {"prompts": list(prompts), "evaluation": encode(Evaluation, evaluation)}, origin)
+        write_json(manifest, MANIFEST, {"prompts": list(prompts), "evaluation": encode_evaluation(evaluation)}, origin)
         return Reference(prompts=prompts, pictures=pictures, outputs=first, evaluation=evaluation)
 
     def read() -> tuple[Reference, dict[str, str]]:
@@ -168,9 +185,11 @@ def evaluate(
         session.release()
         pipe = load_pipeline(paths.model, dtype=dtype_of(session.config), device=device_of(session.config))
         trace = draw(session, pipe, reference.prompts)
+        paths.evaluation.unlink(missing_ok=True)
         pictures = read_pictures(write_pictures(paths.images, trace.pictures))
         scores = compare(reference.pictures, pictures, reference.prompts, metrics_for(session, pipe))
         noise = sqnr_per_sample(reference.outputs, first_outputs(trace)).tolist()
+        denoiser_name = find_family(pipe).denoiser_name
         del pipe
         cost = folder_cost(session, paths.model)
         evaluation = Evaluation(
@@ -178,7 +197,7 @@ def evaluate(
             method=method,
             weight_bits=weight_bits,
             activation_bits=activation_bits,
-            weight_bytes=weight_bytes_on_disk(paths.model / session.family.denoiser_name),
+            weight_bytes=weight_bytes_on_disk(paths.model / denoiser_name),
             ssim=scores["ssim"],
             psnr_db=scores["psnr"],
             sqnr_db=sum(noise) / len(noise),
@@ -187,12 +206,16 @@ def evaluate(
             seconds=cost.seconds,
             peak_memory=cost.peak_memory,
         )
-        write_json(paths.evaluation, EVALUATION, encode(Evaluation, evaluation), origin)
+        write_json(paths.evaluation, EVALUATION, encode_evaluation(evaluation), origin)
         return evaluation
 
     def read() -> tuple[Evaluation, dict[str, str]]:
         found = read_json(paths.evaluation, EVALUATION)
-        return decode(paths.evaluation, EVALUATION, Evaluation, found.content), found.origin
+        files = [picture_path(paths.images, index) for index in range(len(reference.prompts))]
+        made_from = found.origin if all(file.exists() for file in files) else {}
+        if made_from:
+            read_pictures(files)
+        return decode(paths.evaluation, EVALUATION, Evaluation, found.content), made_from
 
     return session.resolve(paths.evaluation, command="mixdq evaluate", expected=origin, read=read, make=make, own=own)
 

@@ -15,24 +15,27 @@ from recipes.emoji_turbo import autoencoder, captions, image_tower, pictures
 from recipes.emoji_turbo.config import Config, Workspace
 
 ENCODE_BATCH = 128
-# Share of short captions in a batch: about as many as leave the choice of a colour or a size to the noise.
-SHARES = {"single": 0.83, "double": 0.06, "short": 0.11}
+# Shares of a batch: one object large or small, two objects, captions that leave the colour or the size to the noise.
+SHARES = {"large": 0.56, "small": 0.30, "double": 0.04, "short": 0.10}
 # What the massive coordinates of BOS are brought down to before the UNet's projections see them.
 MASSIVE, CALM = 10.0, 4.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """One step's inputs, on the device: noise, the latents it belongs to, scaled text states and pooled embeddings."""
+    """What the UNet is given, on the device: noise, scaled text states and pooled embeddings."""
 
     noise: Tensor
-    latents: Tensor
     states: Tensor
     pooled: Tensor
 
+    def part(self, where: slice) -> "Batch":
+        """Return some of the rows."""
+        return Batch(noise=self.noise[where], states=self.states[where], pooled=self.pooled[where])
+
 
 class Bank:
-    """Latents [scenes, channels, side, side], states [captions, length, width] and who belongs to whom."""
+    """The training set: for scenes their `latents` and `pictures` (bytes), for captions the text tower's output."""
 
     def __init__(self, config: Config, workspace: Workspace) -> None:
         self.config = config
@@ -44,12 +47,9 @@ class Bank:
         scenes = list(dict.fromkeys(scene for example in examples for scene in example.scenes))
         index = {scene: place for place, scene in enumerate(scenes)}
         self.captions = [example.caption for example in examples]
-        self.scenes = [torch.tensor([index[scene] for scene in example.scenes]) for example in examples]
-        self._members = {
-            "single": [i for i, e in enumerate(examples) if len(e.scenes) == 1 and len(e.scenes[0].objects) == 1],
-            "double": [i for i, e in enumerate(examples) if len(e.scenes[0].objects) == 2],
-            "short": [i for i, e in enumerate(examples) if len(e.scenes) > 1],
-        }
+        self._scenes = [torch.tensor([index[scene] for scene in example.scenes]) for example in examples]
+        kinds = [_kind(example) for example in examples]
+        self._members = {kind: [i for i, other in enumerate(kinds) if other == kind] for kind in SHARES}
         path = workspace.stage("bank") / "bank.pt"
         if not path.exists():
             ids = image_tower.tokenize(self.towers.tokenizer, self.captions)
@@ -57,36 +57,44 @@ class Bank:
             latents = autoencoder.encode(config, self.autoencoder, renders, scenes)
             torch.save({"latents": latents, "states": states.half(), "pooled": pooled}, path)
         saved = torch.load(path, weights_only=True, mmap=True)
-        self.latents, self.states, self.pooled = saved["latents"], saved["states"], saved["pooled"]
-        self.scale = conditioner(self.states[:512].float())
+        self.latents, self._states, self._pooled = saved["latents"], saved["states"], saved["pooled"]
+        self.scale = conditioner(self._states[:512].float())
+        drawn = [
+            pictures.compose(renders, s.objects, s.style, config.colours[s.colour], s.size, config.image_size)
+            for s in scenes
+        ]
+        self.pictures = torch.stack(drawn)
 
-    def draw(self, generator: torch.Generator, count: int) -> Batch:
-        """Return a random batch, the kinds of captions mixed as `SHARES` says."""
+    def draw(self, generator: torch.Generator, count: int) -> tuple[Batch, Tensor]:
+        """Return a random batch and the scene each row means, the kinds of captions mixed as `SHARES` says."""
         kinds = torch.multinomial(torch.tensor(list(SHARES.values())), count, replacement=True, generator=generator)
         picks = torch.rand(count, generator=generator)
         members = [self._members[list(SHARES)[kind]] for kind in kinds.tolist()]
         chosen = [group[int(pick * len(group))] for group, pick in zip(members, picks.tolist(), strict=True)]
-        return self.batch(chosen, torch.randn(count, *self.latents.shape[1:], generator=generator))
-
-    def batch(self, chosen: list[int], noise: Tensor) -> Batch:
-        """Return the batch of the given captions and noises."""
-        latents = torch.stack([self._coupled(self.scenes[i], one) for i, one in zip(chosen, noise, strict=True)])
+        noise = torch.randn(count, *self.latents.shape[1:], generator=generator)
         where = torch.tensor(chosen)
+        scenes = torch.stack([self._coupled(self._scenes[i], one) for i, one in zip(chosen, noise, strict=True)])
+        return self.conditioned(noise, self._states[where].float(), self._pooled[where].float()), scenes
+
+    def conditioned(self, noise: Tensor, states: Tensor, pooled: Tensor) -> Batch:
+        """Return the batch of the given noises and outputs of the text tower."""
         device = self.config.device
-        return Batch(
-            noise=noise.to(device),
-            latents=latents.to(device),
-            states=(self.states[where].float() * self.scale).to(device),
-            pooled=self.pooled[where].float().to(device),
-        )
+        return Batch(noise=noise.to(device), states=(states * self.scale).to(device), pooled=pooled.to(device))
 
     def _coupled(self, scenes: Tensor, noise: Tensor) -> Tensor:
-        candidates = self.latents[scenes]
+        """Return the one of the scenes, by index, that the noise resembles most."""
         if len(scenes) == 1:
-            return candidates[0]
+            return scenes[0]
+        candidates = self.latents[scenes]
         directions = (candidates - candidates.mean(dim=0)).flatten(1)
         directions = directions / directions.norm(dim=1, keepdim=True)
-        return candidates[(directions @ noise.flatten()).argmax()]
+        return scenes[(directions @ noise.flatten()).argmax()]
+
+
+def _kind(example: captions.Example) -> str:
+    if len(example.scenes) > 1:
+        return "short"
+    return "double" if len(example.scenes[0].objects) == 2 else example.scenes[0].size
 
 
 @torch.no_grad()

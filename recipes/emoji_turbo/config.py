@@ -72,6 +72,7 @@ class Config:
     autoencoder: Stage
     text: Stage
     contrastive: Stage
+    image_alone: Stage
     teacher: Stage
     distil: Stage
     shards: int = 1
@@ -106,11 +107,12 @@ SMALL = Config(
     unet_channels=(64, 128, 192),
     encoder_channels=32,
     decoder_channels=48,
-    autoencoder=Stage(steps=1500, batch=32, learning_rate=2e-3),
+    autoencoder=Stage(steps=1100, batch=32, learning_rate=2e-3),
     text=Stage(steps=2000, batch=64, learning_rate=1e-3),
     contrastive=Stage(steps=450, batch=64, learning_rate=1e-3),
-    teacher=Stage(steps=2400, batch=48, learning_rate=1e-3),
-    distil=Stage(steps=900, batch=32, learning_rate=2e-4),
+    image_alone=Stage(steps=220, batch=64, learning_rate=6e-4),
+    teacher=Stage(steps=1600, batch=48, learning_rate=1e-3),
+    distil=Stage(steps=700, batch=32, learning_rate=4e-4),
     shards=2,
     pairs_of_objects=600,
 )
@@ -124,11 +126,12 @@ FULL = Config(
     unet_channels=(96, 160, 224),
     encoder_channels=64,
     decoder_channels=96,
-    autoencoder=Stage(steps=20_000, batch=64, learning_rate=1e-3),
-    text=Stage(steps=10_000, batch=128, learning_rate=1e-3),
-    contrastive=Stage(steps=6_000, batch=256, learning_rate=1e-3),
-    teacher=Stage(steps=60_000, batch=256, learning_rate=6e-4),
-    distil=Stage(steps=12_000, batch=128, learning_rate=1e-4),
+    autoencoder=Stage(steps=8_000, batch=64, learning_rate=1e-3),
+    text=Stage(steps=6_000, batch=128, learning_rate=1e-3),
+    contrastive=Stage(steps=3_000, batch=256, learning_rate=1e-3),
+    image_alone=Stage(steps=2_000, batch=256, learning_rate=3e-4),
+    teacher=Stage(steps=20_000, batch=256, learning_rate=6e-4),
+    distil=Stage(steps=5_000, batch=128, learning_rate=1e-4),
     pairs_of_objects=20_000,
     vocabulary=4096,
 )

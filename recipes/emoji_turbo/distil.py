@@ -15,7 +15,7 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor
 from torch.nn import functional
 
-from recipes.emoji_turbo import denoiser, teacher, training
+from recipes.emoji_turbo import denoiser, pictures, teacher, training
 from recipes.emoji_turbo.bank import Bank, Batch
 from recipes.emoji_turbo.config import Config, Workspace
 from recipes.emoji_turbo.features import Features
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 # The scheduler's timesteps after the first, for 2 and 4 steps.
 LATER = torch.tensor([759, 499, 499, 259])
-LATENT_WEIGHT, PIXEL_WEIGHT, EDGE_WEIGHT, FEATURE_WEIGHT = 1.0, 1.0, 1.0, 0.5
+LATENT_WEIGHT, PIXEL_WEIGHT, EDGE_WEIGHT, FEATURE_WEIGHT = 1.0, 1.0, 1.0, 0.25
 
 
 def train(config: Config, workspace: Workspace, bank: Bank | None = None) -> UNet2DConditionModel:
@@ -37,16 +37,15 @@ def train(config: Config, workspace: Workspace, bank: Bank | None = None) -> UNe
     decoder = bank.autoencoder.decoder
 
     def step(_: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        batch = bank.draw(generator, config.distil.batch // config.shards)
+        batch, scenes = bank.draw(generator, config.distil.batch // config.shards)
         noisy, times = _starts(student, diffusion, batch, generator)
         latents = diffusion.clean(noisy, diffusion.predict(student, noisy, times, batch), times)
-        with torch.no_grad():
-            wanted = decoder(batch.latents)
+        wanted = pictures.to_signed(bank.pictures[scenes]).to(config.device)
         drawn = decoder(latents)
         pixel = functional.l1_loss(drawn, wanted)
         edge = sum((drawn - wanted).diff(dim=dim).abs().mean() for dim in (-1, -2))
         feature = features.loss(drawn, wanted)
-        latent = functional.smooth_l1_loss(latents, batch.latents, beta=0.2)
+        latent = functional.smooth_l1_loss(latents, bank.latents[scenes].to(config.device), beta=0.2)
         loss = LATENT_WEIGHT * latent + PIXEL_WEIGHT * pixel + EDGE_WEIGHT * edge + FEATURE_WEIGHT * feature
         parts = {"latent": latent, "pixel": pixel, "feature": feature}
         return loss, {name: float(part.detach()) for name, part in parts.items()}
@@ -62,7 +61,7 @@ def train(config: Config, workspace: Workspace, bank: Bank | None = None) -> UNe
         folder,
         step,
         seed=config.seed + 40,
-        decay=0.995,
+        decay=0.99,
         on_checkpoint=watch,
         shards=config.shards,
     )
@@ -77,9 +76,7 @@ def _starts(
     half = count // 2
     device = batch.noise.device
     times = torch.full((count,), teacher.LAST, device=device)
-    rest = Batch(
-        noise=batch.noise[half:], latents=batch.latents[half:], states=batch.states[half:], pooled=batch.pooled[half:]
-    )
+    rest = batch.part(slice(half, None))
     with torch.no_grad():
         first = diffusion.clean(rest.noise, diffusion.predict(student, rest.noise, times[half:], rest), times[half:])
     later = LATER[torch.randint(len(LATER), (count - half,), generator=generator)].to(device)

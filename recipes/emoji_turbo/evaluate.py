@@ -16,7 +16,7 @@ from diffusers import StableDiffusionXLPipeline
 from torch import Tensor
 
 from recipes.emoji_turbo import autoencoder, captions, denoiser, image_tower, pictures, teacher, text_encoder
-from recipes.emoji_turbo.bank import Bank, Batch, encode_captions
+from recipes.emoji_turbo.bank import Bank, encode_captions
 from recipes.emoji_turbo.config import Config, Workspace
 from recipes.emoji_turbo.features import Features, frechet_distance
 
@@ -89,12 +89,7 @@ def _teacher_pictures(config: Config, workspace: Workspace, bank: Bank, texts: S
     for start in range(0, len(texts), BATCH):
         part = slice(start, start + BATCH)
         noise = torch.randn(len(states[part]), *bank.latents.shape[1:], generator=generator)
-        batch = Batch(
-            noise=noise.to(config.device),
-            latents=noise.to(config.device),
-            states=(states[part] * bank.scale).to(config.device),
-            pooled=pooled[part].to(config.device),
-        )
+        batch = bank.conditioned(noise, states[part], pooled[part])
         with torch.no_grad():
             latents = denoiser.sample_long(unet, diffusion, batch, teacher.LONG_STEPS)
             shown.append(bank.autoencoder.decode(latents).sample.clamp(-1, 1))

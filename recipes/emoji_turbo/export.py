@@ -30,7 +30,7 @@ def ship(config: Config, workspace: Workspace) -> None:
 def write(config: Config, bank: Bank, student: UNet2DConditionModel, folder: Path) -> None:
     """Write a folder with the given UNet, which takes scaled text states before and plain ones after."""
     generator = torch.Generator().manual_seed(config.seed + 60)
-    batch = bank.draw(generator, 8)
+    batch, _ = bank.draw(generator, 8)
     diffusion = denoiser.Diffusion(config)
     times = torch.full((8,), 999, device=batch.noise.device)
     plain = replace(batch, states=batch.states / bank.scale.to(batch.states.device))

@@ -1,7 +1,8 @@
 """Stage 3, the domain's CLIP score: a small ViT and the text tower's last layer, trained against each other.
 
 All the text layers that the UNet reads stay as `text_encoder` left them; only the last layer, the final norm and the
-projection learn here. The cosine of the two embeddings is the domain's CLIP score.
+projection learn here. Then the whole text tower is locked, since the UNet is trained on it, and the image tower goes on
+alone, on the things that the UNet draws. The cosine of the two embeddings is the domain's CLIP score.
 """
 
 import logging
@@ -77,6 +78,7 @@ def train(config: Config, workspace: Workspace) -> Towers:
     towers = TwoTowers(text, shapes.image_tower(config)).to(config.device)
     renders = pictures.render(config, workspace)
     examples = captions.training_examples(config, renders.concepts)
+    seed = config.seed + 20
 
     def step(_: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         chosen = torch.randint(len(examples), (config.contrastive.batch,), generator=generator).tolist()
@@ -90,7 +92,11 @@ def train(config: Config, workspace: Workspace) -> Towers:
         ids = tokenize(words, [examples[index].caption for index in chosen])
         return towers(ids.to(config.device), images.to(config.device)), {}
 
-    training.train(towers, config.contrastive, folder, step, seed=config.seed + 20, decay=0.98, weight_decay=0.02)
+    training.train(towers, config.contrastive, folder, step, seed=seed, decay=0.98, weight_decay=0.02)
+    text.requires_grad_(False)
+    examples = captions.training_examples(config, renders.concepts, pictures.undrawn(config, renders.concepts))
+    folder = workspace.stage("image_tower_alone")
+    training.train(towers, config.image_alone, folder, step, seed=seed + 1, decay=0.98, weight_decay=0.02)
     finished = Towers(text=text.eval(), image=towers.image.eval(), tokenizer=words)
     _report(config, finished, renders)
     return finished
@@ -111,15 +117,17 @@ def retrieval_accuracy(texts: Tensor, images: Tensor) -> float:
     return float((nearest == torch.arange(len(images))).float().mean())
 
 
-def held_out_scenes(config: Config, num_concepts: int, count: int = 100) -> list[captions.Scene]:
+def held_out_scenes(
+    config: Config, num_concepts: int, skip: frozenset[int], count: int = 100
+) -> list[captions.Scene]:
     """Return `count` different scenes of held-out pairs, the same ones on every call."""
-    scenes = captions.single_scenes(config, num_concepts, held_out=True)
+    scenes = captions.single_scenes(config, num_concepts, held_out=True, skip=skip)
     generator = torch.Generator().manual_seed(config.seed + 21)
     return [scenes[index] for index in torch.randperm(len(scenes), generator=generator)[:count].tolist()]
 
 
 def _report(config: Config, towers: Towers, renders: pictures.Renders) -> None:
-    scenes = held_out_scenes(config, len(renders.concepts))
+    scenes = held_out_scenes(config, len(renders.concepts), pictures.undrawn(config, renders.concepts))
     texts = towers.embed_texts([captions.full_caption(s, renders.concepts, config.styles) for s in scenes])
     images = towers.embed_images(autoencoder.draw(config, renders, scenes))
     log.info(

@@ -33,11 +33,12 @@ def train(config: Config, workspace: Workspace, bank: Bank | None = None) -> UNe
     diffusion = denoiser.Diffusion(config)
 
     def step(_: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        batch = bank.draw(generator, config.teacher.batch // config.shards)
+        batch, scenes = bank.draw(generator, config.teacher.batch // config.shards)
+        latents = bank.latents[scenes].to(config.device)
         times = timesteps(len(batch.noise), generator).to(config.device)
-        noisy = diffusion.corrupt(batch.latents, batch.noise, times)
+        noisy = diffusion.corrupt(latents, batch.noise, times)
         predicted = diffusion.predict(unet, noisy, times, batch)
-        error = (predicted - diffusion.velocity(batch.latents, batch.noise, times)).square().mean(dim=(1, 2, 3))
+        error = (predicted - diffusion.velocity(latents, batch.noise, times)).square().mean(dim=(1, 2, 3))
         return error.mean(), {"at_last": float(error[times == LAST].detach().mean().nan_to_num(0.0))}
 
     def watch(done: int, averages: training.Averages) -> None:
@@ -52,7 +53,7 @@ def train(config: Config, workspace: Workspace, bank: Bank | None = None) -> UNe
         folder,
         step,
         seed=config.seed + 30,
-        decay=0.998,
+        decay=0.995,
         on_checkpoint=watch,
         shards=config.shards,
     )
@@ -71,11 +72,12 @@ def sheet(config: Config, bank: Bank, unet: UNet2DConditionModel, path: Path, *,
     """Write one row each of 1 step, 2, 4 (and, where asked, 25 of DDIM) above the true pictures."""
     generator = torch.Generator().manual_seed(config.seed + 31)
     diffusion = denoiser.Diffusion(config)
-    batch = bank.draw(generator, SHEET_COUNT)
+    batch, scenes = bank.draw(generator, SHEET_COUNT)
     rows = [denoiser.sample(unet, diffusion, batch, steps, generator) for steps in (1, 2, 4)]
     if long:
         rows.append(denoiser.sample_long(unet, diffusion, batch, LONG_STEPS))
-    decoded = [bank.autoencoder.decode(latents).sample for latents in (*rows, batch.latents)]
+    decoded = [bank.autoencoder.decode(latents).sample.cpu() for latents in rows]
+    decoded.append(pictures.to_signed(bank.pictures[scenes]))
     half = SHEET_COUNT // 2
     shown = [part for start in (0, half) for rows_of in decoded for part in rows_of[start : start + half]]
     pictures.sheet(torch.stack(shown), half, path, zoom=1)

@@ -1,11 +1,14 @@
+import math
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mixdq.allocation.plans import layer_bytes, mean_bits, uniform_plan, weight_bytes
 from mixdq.errors import PlanError
+from mixdq.runtime.layout import LayerLayout, tensor_specs
 from mixdq.types.layers import LayerSpec
-from mixdq.types.plan import BitPlan
+from mixdq.types.plan import FLOAT_BITS, BitPlan, LayerBits
 
 
 def linear(rows: int, columns: int, splits: tuple[int, ...] = ()) -> LayerSpec:
@@ -47,6 +50,19 @@ def test_parts_of_a_joined_input_are_packed_and_scaled_apart() -> None:
 def test_packing_never_takes_less_than_the_bits(rows, columns, bits) -> None:
     packed = layer_bytes(linear(rows, columns), bits) - 4 * rows
     assert rows * columns * bits <= 8 * packed < rows * columns * bits + 8 * rows
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("num_bits", range(2, 9))
+@pytest.mark.parametrize("splits", [(), (1, 4)])
+def test_bytes_of_a_layer_are_those_of_its_tensors(num_bits, symmetric, splits) -> None:
+    layer = linear(7, 5, splits)
+    bits = LayerBits(weight=num_bits, activation=FLOAT_BITS)
+    layout = LayerLayout(name="l", bits=bits, symmetric=symmetric, splits=splits)
+    specs = tensor_specs(layout, layer.weight_shape).values()
+    assert layer_bytes(layer, num_bits, symmetric=symmetric) == sum(
+        math.prod(shape) * dtype.itemsize for shape, dtype in specs
+    )
 
 
 def test_bytes_of_a_plan_add_up(table) -> None:

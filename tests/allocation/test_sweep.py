@@ -113,6 +113,13 @@ def test_budget_in_bytes_is_met_to_the_byte(table, sensitivity) -> None:
     assert weight_bytes(plan, table) == caught.value.least
 
 
+def test_zero_points_are_paid_from_a_budget_in_bytes(table, sensitivity) -> None:
+    limit = weight_bytes(uniform_plan(table, 5, 8), table)
+    plans = allocate(table, sensitivity, Budget(weight_bytes=limit, activation_bits=16.0), symmetric=False)
+    spent = [weight_bytes(plan, table, symmetric=False) for plan in plans]
+    assert all(0.95 * limit < each <= limit for each in spent)
+
+
 def test_one_metric_makes_one_program_without_sweep(table, sensitivity) -> None:
     (plan,) = allocate(table, sensitivity, BOTH[0], metric_of=SQNR_ALONE)
     assert plan.solver.content_quality_ratio is None

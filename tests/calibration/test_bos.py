@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from mixdq.calibration.bos import SharedState, bos_outputs
-from mixdq.errors import BosNotConstantError, EmptyRangeError
+from mixdq.errors import BosNotConstantError, EmptyRangeError, NonFiniteError
 from mixdq.types.layers import LayerSpec, LayerTable
 
 
@@ -27,16 +27,31 @@ def test_rounding_of_the_dtype_is_no_difference(dtype: torch.dtype) -> None:
     assert torch.equal(seen(state[None], nudged[None]).result(), state.float())
 
 
-@pytest.mark.parametrize("change", [1.1, -1.0, float("nan")])
+@pytest.mark.parametrize("change", [1.1, -1.0])
 def test_another_state_is_refused_by_layer(change: float) -> None:
     state = torch.randn(8)
     with pytest.raises(BosNotConstantError, match="to_k: the first text token's state differs"):
         seen(state[None], state[None] * change)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_broken_state_is_not_called_another_state(value: float) -> None:
+    for states in ([torch.full((1, 8), value)], [torch.ones(1, 8), torch.full((1, 8), value)]):
+        with pytest.raises(NonFiniteError, match="to_k: the first text token's state holds NaN") as caught:
+            seen(*states)
+        assert caught.value.where == "to_k"
+
+
 def test_a_difference_within_one_batch_is_refused() -> None:
     with pytest.raises(BosNotConstantError):
         seen(torch.eye(2))
+
+
+def test_an_outlier_in_common_hides_no_difference_in_half_precision() -> None:
+    states = torch.randn(2, 1, 2048, generator=torch.Generator().manual_seed(0)) / 2
+    states[..., 7] = 823.0
+    with pytest.raises(BosNotConstantError):
+        seen(*states.to(torch.bfloat16))
 
 
 def test_layers_that_read_different_embeddings_are_refused() -> None:

@@ -114,6 +114,24 @@ def test_preprocessor_file_states_mean_and_deviation(clip_folder: Path, tmp_path
     assert stats == PictureStats(size=16, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        '{"image_mean": 3}',
+        '{"image_std": [0.5, 0.5]}',
+        '{"image_std": [0, 1, 1]}',
+        '{"image_mean": [NaN, 0, 0]}',
+    ],
+)
+def test_preprocessor_file_that_is_damaged_is_named(clip_folder: Path, tmp_path: Path, text: str) -> None:
+    shutil.copytree(clip_folder, tmp_path / "clip")
+    (tmp_path / "clip" / "preprocessor_config.json").write_text(text)
+    with pytest.raises(UnsupportedModelError, match=r"preprocessor_config\.json: says not how"):
+        ClipScore.from_pretrained(tmp_path / "clip")
+
+
 def test_prepared_pictures_are_square_and_centred() -> None:
     stripe = torch.zeros(1, 3, 8, 24)
     stripe[..., 8:16] = 1

@@ -1,5 +1,6 @@
 from dataclasses import dataclass
 
+import accelerate
 import pytest
 import torch
 from torch import Tensor, nn
@@ -105,6 +106,15 @@ def test_unmerged_lora_and_quantized_layers_are_refused() -> None:
     denoiser.proj.weight = nn.Parameter(torch.zeros(2, 2, dtype=torch.int8), requires_grad=False)
     with pytest.raises(UnsupportedModelError, match=r"proj.*int8.*quantized already"):
         list(quantizable_layers(denoiser))
+
+
+def test_a_model_offloaded_layer_by_layer_is_refused_with_the_way_out() -> None:
+    pipe = tiny_sdxl_pipeline()
+    accelerate.cpu_offload(pipe.unet, execution_device=torch.device("cpu"))
+    with pytest.raises(UnsupportedModelError, match=r"conv_in: .*offloaded.*remove_all_hooks"):
+        list_layers(pipe, find_family(pipe), SPEC, model="tiny")
+    pipe.remove_all_hooks()
+    assert len(list_layers(pipe, find_family(pipe), SPEC, model="tiny")) > 0
 
 
 def test_a_layer_that_does_not_run_is_left_out_and_said(caplog: pytest.LogCaptureFixture) -> None:

@@ -97,6 +97,20 @@ def test_a_damaged_folder_is_refused_in_one_line_that_names_it(
     assert "\n" not in text
 
 
+def test_code_that_a_model_brings_along_is_never_run(broken: Path) -> None:
+    ran = broken / "ran"
+    (broken / "unet" / "own.py").write_text(f"open({str(ran)!r}, 'w')\nclass Own:\n    pass\n")
+    index = json.loads((broken / "model_index.json").read_text())
+    (broken / "model_index.json").write_text(json.dumps({**index, "unet": ["own", "Own"]}))
+    with pytest.raises(UnsupportedModelError):
+        load_pipeline(broken)
+    (broken / "pipeline.py").write_text((broken / "unet" / "own.py").read_text())
+    (broken / "model_index.json").write_text(json.dumps({**index, "_class_name": ["pipeline", "Own"]}))
+    with pytest.raises(UnsupportedModelError):
+        load_pipeline(broken)
+    assert not ran.exists()
+
+
 def test_pickled_weights_are_never_opened(broken: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pickle_only(broken / "unet")
 

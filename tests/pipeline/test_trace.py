@@ -1,5 +1,8 @@
+import functools
+
 import pytest
 import torch
+from torch import Tensor
 
 from mixdq.pipeline.family import find_family
 from mixdq.pipeline.generate import GenerationSpec, generate
@@ -75,3 +78,21 @@ def test_no_prompts_are_our_mistake() -> None:
     pipe = tiny_sdxl_pipeline()
     with pytest.raises(ValueError, match="no prompts"):
         record_calls(pipe, find_family(pipe), [], GenerationSpec())
+
+
+def test_a_tensor_that_is_written_to_between_calls_is_recorded_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe = tiny_sdxl_pipeline()
+    spec = GenerationSpec(steps=2)
+    expected = record_calls(pipe, find_family(pipe), ["a cat"], spec).calls
+    step = pipe.scheduler.step
+
+    # The pipeline reads from the signature whether there is a generator to pass.
+    @functools.wraps(step)
+    def step_in_place(output: Tensor, timestep: Tensor, sample: Tensor, **options: object) -> tuple[Tensor, ...]:
+        return (sample.copy_(step(output, timestep, sample, **options)[0]),)
+
+    monkeypatch.setattr(pipe.scheduler, "step", step_in_place)
+    found = record_calls(pipe, find_family(pipe), ["a cat"], spec).calls
+    assert not torch.equal(found[0].args[0], found[1].args[0])
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one.args[0], other.args[0])

@@ -1,14 +1,14 @@
 import pytest
 import torch
 
-from mixdq.quant.grid import holds, integer_range, num_steps
+from mixdq.quant.grid import holds, num_steps
 from mixdq.types.tensors import QuantSpec
 
 
 @pytest.mark.parametrize("num_bits", range(2, 9))
 def test_symmetric_grid_is_its_own_mirror_image(num_bits: int) -> None:
-    least, greatest = integer_range(QuantSpec(num_bits=num_bits, symmetric=True))
-    assert least == -greatest == -(2 ** (num_bits - 1) - 1)
+    spec = QuantSpec(num_bits=num_bits, symmetric=True)
+    assert spec.code_min == -spec.code_max == -(2 ** (num_bits - 1) - 1)
 
 
 @pytest.mark.parametrize("num_bits", range(2, 9))

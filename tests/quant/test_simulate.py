@@ -9,7 +9,7 @@ from mixdq.errors import BosNotConstantError, NonFiniteError
 from mixdq.quant.affine import dequantize, quantize
 from mixdq.quant.bos import BosRow
 from mixdq.quant.qparams import activation_qparams
-from mixdq.quant.simulate import simulated_activation, simulated_layer, simulated_weight
+from mixdq.quant.simulate import simulated_layer
 from mixdq.quant.weights import dequantize_weight, quantize_weight
 from mixdq.types.plan import LayerBits
 from mixdq.types.tensors import ActivationRange
@@ -17,6 +17,9 @@ from mixdq.types.tensors import ActivationRange
 RANGE = ActivationRange(min=-2.5, max=3.0, batches=1)
 NARROW = ActivationRange(min=-0.2, max=0.1, batches=1)
 W4A8 = LayerBits(weight=4, activation=8)
+W4A16 = LayerBits(weight=4, activation=16)
+W16A4 = LayerBits(weight=16, activation=4)
+W16A8 = LayerBits(weight=16, activation=8)
 
 
 @pytest.fixture(autouse=True)
@@ -68,10 +71,10 @@ def test_conv2d_equals_the_float64_oracle_with_borders_of_zeros(splits: tuple[in
 
 def test_one_side_alone_leaves_the_other_in_floating_point() -> None:
     layer, x = nn.Linear(12, 6), torch.randn(3, 12)
-    with simulated_weight(layer, 4):
+    with simulated_layer(layer, W4A16):
         close(layer(x), nn.functional.linear(x.double(), oracle_weight(layer, 4, ()), layer.bias.double()), 16, 4.0)
     quantized = oracle_input(x, (RANGE,), 4, (), -1)
-    with simulated_activation(layer, (RANGE,), 4):
+    with simulated_layer(layer, W16A4, ranges=(RANGE,)):
         close(layer(x), nn.functional.linear(quantized, layer.weight.double(), layer.bias.double()), 16, 4.0)
 
 
@@ -118,7 +121,7 @@ def test_a_wrapped_forward_is_still_used_and_comes_back() -> None:
 
     layer.forward = functools.partial(wrapped, own=layer)  # type: ignore[method-assign]
     kept = vars(layer)["forward"]
-    with simulated_activation(layer, (RANGE,), 8):
+    with simulated_layer(layer, W16A8, ranges=(RANGE,)):
         layer(x)
     assert calls == [1]
     assert vars(layer)["forward"] is kept
@@ -134,11 +137,11 @@ def test_nothing_is_touched_where_the_arguments_do_not_fit() -> None:
         pass
     with (
         pytest.raises(ValueError, match="do not add up to 12"),
-        simulated_activation(layer, (RANGE, RANGE), 8, splits=(5, 6)),
+        simulated_layer(layer, W16A8, ranges=(RANGE, RANGE), splits=(5, 6)),
     ):
         pass
     layer.weight[0, 0] = float("nan")
-    with pytest.raises(NonFiniteError, match=r"up\.conv"), simulated_weight(layer, 4, name="up.conv"):
+    with pytest.raises(NonFiniteError, match=r"up\.conv"), simulated_layer(layer, W4A16, name="up.conv"):
         pass
     assert layer.weight is parameter
     assert set(vars(layer)) == attributes
@@ -206,7 +209,7 @@ def test_half_precision_layers_with_quantized_inputs_compute_in_float32(dtype: t
 def test_half_precision_weights_alone_compute_in_their_own_dtype() -> None:
     layer, x = nn.Linear(12, 6).to(torch.bfloat16), torch.randn(2, 12).to(torch.bfloat16)
     wanted = nn.functional.linear(x, oracle_weight(layer, 4, ()).to(torch.bfloat16), layer.bias)
-    with simulated_weight(layer, 4):
+    with simulated_layer(layer, W4A16):
         assert torch.equal(layer(x), wanted)
 
 

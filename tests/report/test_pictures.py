@@ -30,3 +30,11 @@ def test_torn_picture_is_refused(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(ArtifactFormatError, match="not a readable picture"):
         picture_uri(path)
+
+
+def test_picture_that_would_fill_the_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.png"
+    Image.new("RGB", (64, 32)).save(path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(ArtifactFormatError, match="not a readable picture"):
+        picture_uri(path)

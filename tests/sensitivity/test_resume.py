@@ -1,4 +1,4 @@
-from mixdq.sensitivity.resume import MemorySink, Sink, key_of
+from mixdq.sensitivity.resume import MemorySink, Sink
 from mixdq.types.scores import Score, SensitivityTable
 
 SCORE = Score(layer="conv_in", role="weight", num_bits=4, metric="sqnr", value=31.25)
@@ -10,9 +10,5 @@ def test_memory_keeps_scores_in_order_with_their_origin() -> None:
     other = Score(layer="conv_in", role="activation", num_bits=4, metric="sqnr", value=3.0)
     sink.append(SCORE)
     sink.append(other)
-    assert sink.done == {key_of(SCORE), key_of(other)}
+    assert sink.done == {SCORE.key, other.key}
     assert sink.table == SensitivityTable(scores=(SCORE, other), origin={"model": "d"})
-
-
-def test_a_key_is_all_but_the_value() -> None:
-    assert key_of(SCORE) == ("conv_in", "weight", 4, "sqnr")

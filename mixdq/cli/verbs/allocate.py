@@ -17,10 +17,12 @@ def command(
     from mixdq.workflow.settings import with_budget
 
     with opened(run) as session:
-        session.change(
-            with_budget(session.config, weight_bits=weight_bits, activation_bits=activation_bits, weight_mib=weight_mib)
+        session.config = with_budget(
+            session.config, weight_bits=weight_bits, activation_bits=activation_bits, weight_mib=weight_mib
         )
         plans = planning.allocate(session)
+        # Kept once it has been found to be within reach.
+        session.change(session.config)
     rows = Table("plan", "mean weight bits", "mean activation bits", "content/quality")
     for plan in plans:
         assert plan.solver is not None

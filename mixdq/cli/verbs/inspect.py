@@ -31,7 +31,7 @@ def command(
         keep=keep,
         backend=None,
     )
-    with started(output, config) as session:
+    with started(output, config, everything=False) as session:
         table = workflow.inspect(session)
     rows = Table("group", "layers", "with BOS", "joined", "weights (M)", "GMAC a picture and step")
     for group in ("content", "quality"):

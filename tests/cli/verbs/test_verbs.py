@@ -1,0 +1,160 @@
+"""What each verb says when it is done; that the work is right is shown in tests/end_to_end."""
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from mixdq.cli.main import VERBS, app
+from mixdq.config import build_config
+from mixdq.demo import run as demo
+from mixdq.testing import tiny_sdxl_pipeline
+from mixdq.types.evaluation import Evaluation
+from mixdq.workflow import cost, steps
+from mixdq.workflow.session import Session
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _measured_here():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cost, "_in_own_process", cost._measure)
+        yield
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    tiny_sdxl_pipeline().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def _finished(tmp_path_factory: pytest.TempPathFactory, model) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "finished"
+    eight = {"content": (8,), "quality": (8,)}
+    config = build_config(
+        {
+            "model": {"path": str(model)},
+            "calibration": {"num_prompts": 2},
+            "sensitivity": {"num_prompts": 1},
+            "allocation": {
+                "weight_bits": 8.0,
+                "weight_choices": {"content": (4, 8), "quality": (8,)},
+                "activation_choices": eight,
+                "protect": 0.0,
+                "max_plans": 1,
+            },
+            "selection": {"num_prompts": 1},
+            "evaluation": {"num_prompts": 2},
+        }
+    )
+    steps.run(Session.start(folder, config))
+    return folder
+
+
+@pytest.fixture
+def run(_finished, tmp_path) -> Path:
+    return Path(shutil.copytree(_finished, tmp_path / "run"))
+
+
+def call(*words: object) -> str:
+    """What a verb that is well says on a wide screen."""
+    done = CliRunner(env={"COLUMNS": "140"}).invoke(app, [str(word) for word in words])
+    assert done.exit_code == 0, done.stderr
+    return done.stdout
+
+
+def test_every_verb_has_its_file_and_every_file_its_verb() -> None:
+    import mixdq.cli.verbs
+
+    files = {path.stem for path in Path(mixdq.cli.verbs.__file__).parent.glob("*.py")} - {"__init__"}
+    assert files == set(VERBS)
+
+
+SAYS = {
+    "calibrate": (r"\d+ layers calibrated, \d+ BOS rows: .*calibration\.safetensors"),
+    "sensitivity": (r"\d+ scores: .*sensitivity\.csv"),
+    "allocate": (r"plan-01 +│ +8\.000 +│ +8\.000"),
+    "choose": (r"plan-01: .*plan\.toml"),
+    "apply": (r"MiB in 16 bits, .* MiB now: .*model"),
+    "evaluate": (r"MixDQ W8A8 "),
+    "report": (r"report: .*report\.html"),
+    "benchmark": (r"numbers: .*benchmark\.json"),
+}
+
+
+@pytest.mark.parametrize("verb", SAYS)
+def test_verb_of_a_step_says_its_result_and_its_file(run, verb) -> None:
+    assert re.search(SAYS[verb], call(verb, run))
+
+
+def test_inspect_counts_layers_by_group(run, model) -> None:
+    said = call("inspect", model, "-o", run)
+    assert "content" in said
+    assert "quality" in said
+    assert re.search(r"\d+ layers of family sdxl: .*layers\.json", said)
+
+
+def test_quantize_and_run_say_where_model_and_report_are(run, model) -> None:
+    for words in (["quantize", model, "-o", run], ["run", run / "config.toml"]):
+        said = call(*words)
+        assert f"model:  {run / 'model'}" in said
+        assert f"report: {run / 'report.html'}" in said
+
+
+def test_run_takes_another_folder(run, tmp_path) -> None:
+    shutil.move(run / "config.toml", tmp_path / "mine.toml")
+    assert f"report: {run / 'report.html'}" in call("run", tmp_path / "mine.toml", "-o", run)
+    assert (run / "config.toml").read_bytes() == (tmp_path / "mine.toml").read_bytes()
+
+
+def test_allocate_keeps_a_new_budget(run) -> None:
+    call("allocate", run, "--weight-bits", 7)
+    assert "weight_bits = 7" in (run / "config.toml").read_text(encoding="utf-8")
+
+
+def test_generate_writes_one_picture_a_prompt(model, tmp_path) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a cat\n", encoding="utf-8")
+    said = call("generate", model, "-o", tmp_path / "out", "a dog", "--prompts", prompts, "--size", 32, "--seed", 1)
+    assert [line.split("  ")[1] for line in said.splitlines()] == ["a dog", "a cat"]
+    for name in ("000.png", "001.png"):
+        with Image.open(tmp_path / "out" / name) as picture:
+            assert picture.size == (32, 32)
+
+
+def test_doctor_names_every_backend() -> None:
+    said = call("doctor")
+    assert "reference" in said
+    assert "works" in said
+    assert "torch" in said
+
+
+@pytest.mark.parametrize("ablation", [False, True])
+def test_demo_says_where_summary_and_report_are(tmp_path, monkeypatch, ablation) -> None:
+    asked = []
+
+    def run_demo(folder: Path, **options: object) -> demo.DemoResult:
+        asked.append((folder, options["ablation"]))
+        one = Evaluation(
+            name="floating point",
+            method="float",
+            weight_bits=16,
+            activation_bits=16,
+            weight_bytes=1,
+            ssim=1,
+            psnr_db=1,
+            sqnr_db=1,
+            clip_score=None,
+            seconds=1,
+        )
+        return demo.DemoResult(evaluations=[one], summary=folder / "summary.json", report=folder / "report.html")
+
+    monkeypatch.setattr(demo, "run_demo", run_demo)
+    said = call("demo", "-o", tmp_path, *(["--ablation"] if ablation else []))
+    assert asked == [(tmp_path, ablation)]
+    assert f"numbers: {tmp_path / 'summary.json'}" in said
+    assert said.rstrip().endswith(f"report:  {tmp_path / 'report.html'}")

@@ -1,0 +1,22 @@
+import pytest
+
+from mixdq.errors import ArtifactError
+from mixdq.store.artifact import digest_of_file
+from mixdq.store.json_file import read_json
+from mixdq.workflow.benchmark import BENCHMARK, benchmark
+
+
+def test_benchmark_tells_both_costs_and_the_machine(run) -> None:
+    costs = benchmark(run)
+    assert set(costs) == {"floating point", "quantized"}
+    assert all(one.seconds > 0 for one in costs.values())
+    written = read_json(run.paths.benchmark, BENCHMARK)
+    assert written.content["costs"]["quantized"]["seconds"] == costs["quantized"].seconds
+    assert "torch" in written.content["machine"]
+    assert written.origin == {"receipt": digest_of_file(run.variant.receipt)}
+
+
+def test_benchmark_before_quantization_names_the_verb(run) -> None:
+    run.variant.receipt.unlink()
+    with pytest.raises(ArtifactError, match=f"`mixdq apply {run.paths.root}` makes it"):
+        benchmark(run)

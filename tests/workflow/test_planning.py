@@ -1,0 +1,73 @@
+import pytest
+
+from mixdq.errors import ArtifactError, InfeasibleBudgetError, PlanError, StaleArtifactError
+from mixdq.store.plan_file import read_plan
+from mixdq.workflow import planning
+from mixdq.workflow.settings import with_budget
+
+
+def test_plans_on_file_are_read_while_table_and_budget_are_the_same(run) -> None:
+    before = {path.name: path.stat().st_mtime_ns for path in run.paths.plans.iterdir()}
+    plans = planning.allocate(run, own=False)
+    assert [f"{plan.name}.toml" for plan in plans] == sorted(before)
+    assert {path.name: path.stat().st_mtime_ns for path in run.paths.plans.iterdir()} == before
+
+
+def test_another_budget_replaces_every_plan(run) -> None:
+    run.config = with_budget(run.config, weight_bits=7)
+    with pytest.raises(StaleArtifactError, match="mixdq allocate"):
+        planning.allocate(run, own=False)
+    plans = planning.allocate(run)
+    assert {read_plan(path).budget.weight_bits for path in run.paths.plans.iterdir()} == {7.0}
+    assert len(plans) == len(list(run.paths.plans.iterdir()))
+    assert planning.allocate(run, own=False) == plans
+
+
+def test_budget_out_of_reach_leaves_the_plans_as_they_were(run) -> None:
+    before = {path: path.read_bytes() for path in run.paths.plans.iterdir()}
+    run.config = with_budget(run.config, weight_bits=2)
+    with pytest.raises(InfeasibleBudgetError):
+        planning.allocate(run)
+    assert {path: path.read_bytes() for path in run.paths.plans.iterdir()} == before
+
+
+def test_failure_in_the_middle_of_the_plans_leaves_the_old_ones(run, monkeypatch) -> None:
+    before = {path: path.read_bytes() for path in run.paths.plans.iterdir()}
+    write, written = planning.write_plan, []
+
+    def full(path, plan) -> None:
+        if written:
+            raise OSError(28, "No space left on device")
+        written.append(path)
+        write(path, plan)
+
+    monkeypatch.setattr(planning, "write_plan", full)
+    run.config = with_budget(run.config, weight_bits=7)
+    with pytest.raises(OSError, match="No space"):
+        planning.allocate(run)
+    assert {path: path.read_bytes() for path in run.paths.plans.iterdir()} == before
+    assert not [path for path in run.paths.root.iterdir() if path.name.startswith(".")]
+
+
+def test_missing_table_names_the_verb(run) -> None:
+    run.paths.sensitivity.unlink()
+    with pytest.raises(ArtifactError, match=f"`mixdq sensitivity {run.paths.root}` makes it"):
+        planning.allocate(run)
+
+
+def test_table_that_is_not_done_is_not_allocated_from(run) -> None:
+    lines = run.paths.sensitivity.read_bytes().splitlines(keepends=True)
+    run.paths.sensitivity.write_bytes(b"".join(lines[:-5]))
+    with pytest.raises(PlanError):
+        planning.allocate(run)
+
+
+def test_two_tables_are_all_that_allocation_needs(run) -> None:
+    run.paths.calibration.unlink()
+    run.config = with_budget(run.config, weight_bits=6)
+    assert planning.allocate(run)
+
+
+def test_empty_folder_of_plans_names_the_verb(tmp_path) -> None:
+    with pytest.raises(ArtifactError, match="no plans in it; `mixdq allocate"):
+        planning.read_plans(tmp_path)

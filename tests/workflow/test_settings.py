@@ -1,0 +1,93 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from mixdq.config import dump_config
+from mixdq.errors import ConfigError, PromptError
+from mixdq.workflow.settings import (
+    calibration_prompts,
+    configured,
+    device_of,
+    dtype_of,
+    evaluation_prompts,
+    generation_of,
+    load_model,
+    read_prompts,
+    selection_prompts,
+    sensitivity_prompts,
+    with_budget,
+)
+
+
+def test_fresh_settings_hold_what_was_given_and_defaults(tmp_path) -> None:
+    config = configured(tmp_path, "m", steps=2, seed=7, size=64, keep=["conv_in"], prompts=Path("p.txt"))
+    assert (config.generation.steps, config.generation.seed) == (2, 7)
+    assert config.generation.height == config.generation.width == 64
+    assert config.allocation.keep == ("conv_in",)
+    assert config.calibration.prompts == "p.txt"
+    assert config.allocation.weight_bits == 4
+
+
+def test_settings_of_a_folder_stay_but_for_what_is_given(tmp_path, configure, model) -> None:
+    (tmp_path / "config.toml").write_text(dump_config(configure()))
+    assert configured(tmp_path, str(model)) == configure()
+    assert configured(tmp_path, str(model), seed=3) == configure(generation={"seed": 3})
+
+
+def test_folder_of_another_model_is_refused(tmp_path, configure) -> None:
+    (tmp_path / "config.toml").write_text(dump_config(configure()))
+    with pytest.raises(ConfigError, match="choose another folder for 'other'"):
+        configured(tmp_path, "other")
+
+
+def test_one_weight_budget_replaces_the_other(configure) -> None:
+    in_bytes = with_budget(configure(), weight_mib=1.5)
+    assert in_bytes.allocation.weight_bits is None
+    assert in_bytes.allocation.weight_bytes == 1.5 * 2**20
+    assert with_budget(in_bytes, weight_bits=5.0) == configure()
+    assert with_budget(in_bytes) == in_bytes
+    with pytest.raises(ConfigError, match="expected one of them"):
+        with_budget(in_bytes, weight_bits=4, weight_mib=1)
+
+
+def test_prompts_of_each_step(tmp_path, configure) -> None:
+    path = tmp_path / "prompts.txt"
+    path.write_text("\n".join("abcd"))
+    config = configure(calibration={"prompts": str(path), "num_prompts": 3})
+    assert calibration_prompts(config) == ("a", "b", "c")
+    assert sensitivity_prompts(config) == selection_prompts(config) == ("a",)
+    assert evaluation_prompts(config) == ("c", "d")
+
+
+def test_own_prompts_are_enough_for_the_defaults(configure) -> None:
+    assert len(set(calibration_prompts(configure(calibration={"num_prompts": 64})))) == 64
+
+
+def test_folder_in_place_of_prompts_is_refused(tmp_path) -> None:
+    with pytest.raises(PromptError, match="a folder"):
+        read_prompts(tmp_path)
+
+
+def test_batch_size_does_not_decide_what_a_picture_is(configure) -> None:
+    same = [configure(generation={"batch_size": size}) for size in (1, 8)]
+    assert generation_of(same[0]) == generation_of(same[1])
+    assert generation_of(configure(generation={"seed": 1})) != generation_of(configure())
+
+
+def test_device_and_type_are_the_configured_ones(configure) -> None:
+    config = configure(model={"device": "cpu", "dtype": "bfloat16"})
+    assert device_of(config) == "cpu"
+    assert dtype_of(config) == torch.bfloat16
+    assert dtype_of(configure(model={"device": "cpu"})) == torch.float32
+    assert device_of(configure()) == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.mark.parametrize("device", ["toaster", "cuda:99", "cpu:x"])
+def test_device_that_is_not_here_is_refused_by_name(configure, device) -> None:
+    with pytest.raises(ConfigError, match=f"model.device = '{device}'"):
+        device_of(configure(model={"device": device}))
+
+
+def test_model_is_loaded_as_configured(configure) -> None:
+    assert load_model(configure(model={"dtype": "bfloat16"})).unet.dtype == torch.bfloat16

@@ -1,0 +1,100 @@
+import pytest
+
+from mixdq.errors import ArtifactError, ConfigError, StaleArtifactError
+from mixdq.pipeline.layers import weights_digest
+from mixdq.store.table_file import read_sensitivity
+from mixdq.testing import fingerprint
+from mixdq.workflow import steps
+from mixdq.workflow.session import Session
+
+
+def changed(run: Session, section: str, **values: object) -> Session:
+    part = getattr(run.config, section).model_copy(update=values)
+    return Session(run.paths.root, run.config.model_copy(update={section: part}))
+
+
+STEPS = {
+    "inspect": (lambda session: steps.inspect(session, own=False), "layers.json", "mixdq inspect .* -o"),
+    "calibrate": (lambda session: steps.calibrate(session, own=False), "calibration.safetensors", "mixdq calibrate"),
+    "choose": (lambda session: steps.choose(session, own=False), "plan.toml", "mixdq choose"),
+    "apply": (lambda session: steps.apply(session, own=False), "receipt.json", "mixdq apply"),
+    "evaluate": (lambda session: steps.evaluate(session, own=False), "evaluation.json", "mixdq evaluate"),
+}
+
+STALE = {
+    "inspect": ("generation", {"height": 32}, "size was"),
+    "calibrate": ("calibration", {"estimator": "minmax"}, "settings was"),
+    "choose": ("selection", {"metric": "psnr"}, "selection was"),
+    "apply": ("conversion", {"symmetric": True, "backend": "auto"}, "conversion was"),
+    "evaluate": ("evaluation", {"metrics": ("ssim",)}, "settings was"),
+}
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_step_that_was_not_asked_for_is_read_from_its_file(run, name) -> None:
+    step, _, _ = STEPS[name]
+    before = {path: path.stat().st_mtime_ns for path in run.paths.root.rglob("*")}
+    assert step(run)
+    assert {path: path.stat().st_mtime_ns for path in run.paths.root.rglob("*")} == before
+    assert "_loaded" not in vars(run)
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_missing_file_says_what_to_run(run, name) -> None:
+    step, file, command = STEPS[name]
+    (run.paths.root / file).unlink()
+    with pytest.raises(ArtifactError, match=f"{file}: there is no such file; `{command} {run.paths.root}` makes it"):
+        step(run)
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_file_made_from_other_settings_says_what_to_run(run, name) -> None:
+    step, file, command = STEPS[name]
+    section, values, says = STALE[name]
+    with pytest.raises(StaleArtifactError, match=f"{file}: .*{says}.*`{command} {run.paths.root}`"):
+        step(changed(run, section, **values))
+
+
+def test_borrowing_steps_return_the_model_as_it_was(run) -> None:
+    pipe = run.pipe
+    before, digest = fingerprint(pipe.unet), weights_digest(pipe.unet)
+    for path in (run.paths.layers, run.paths.calibration, run.paths.sensitivity, run.paths.plan):
+        path.unlink()
+    session = Session.start(run.paths.root, run.config, pipe=pipe)
+    steps.choose(session)
+    assert fingerprint(pipe.unet) == before
+    assert weights_digest(pipe.unet) == digest
+    assert not session.converted
+
+
+def test_table_of_other_inputs_is_kept_under_another_name(run) -> None:
+    whole = run.paths.sensitivity.read_bytes()
+    session = changed(run, "sensitivity", ssim_window=7)
+    table = steps.measure(session)
+    assert run.paths.sensitivity.with_name("sensitivity.old1.csv").read_bytes() == whole
+    assert read_sensitivity(run.paths.sensitivity).scores == table.scores
+
+
+def test_more_metrics_add_rows_and_keep_those_there_are(run) -> None:
+    whole = run.paths.sensitivity.read_bytes()
+    both = {"content": ("ssim", "sqnr"), "quality": ("sqnr",)}
+    table = steps.measure(run, metric_of=both)
+    assert run.paths.sensitivity.read_bytes().startswith(whole)
+    assert len(table.scores) > whole.count(b"\n") - 3
+    assert steps.measure(run).scores == tuple(score for score in table.scores if score in steps.measure(run).scores)
+
+
+def test_pattern_that_matches_nothing_is_refused_by_the_first_step(run) -> None:
+    with pytest.raises(ConfigError, match=r"allocation.keep: the pattern 'conv_inn'"):
+        steps.inspect(changed(run, "allocation", keep=("conv_inn",)))
+
+
+def test_all_steps_again_do_nothing_again(run) -> None:
+    before = {path: path.stat().st_mtime_ns for path in run.paths.root.rglob("*.*") if "report" not in path.name}
+    session = Session.start(run.paths.root, run.config)
+    evaluations, report = steps.run(session)
+    assert [one.method for one in evaluations] == ["float", "mixdq"]
+    assert report.name == "report.html"
+    after = {path: path.stat().st_mtime_ns for path in before}
+    assert {path for path in after if after[path] != before[path]} <= set((run.paths.root / "plots").rglob("*"))
+    assert "_loaded" not in vars(session)
