@@ -119,7 +119,7 @@ def demo_config(model: Path = MODEL) -> RunConfig:
             "model": {"path": str(model)},
             "generation": {"batch_size": 8},
             "calibration": {"prompts": str(CALIBRATION_PROMPTS)},
-            "sensitivity": {"num_prompts": 8},
+            "sensitivity": {"num_prompts": 4},
             "selection": {"num_prompts": 16},
             "evaluation": {"prompts": str(EVALUATION_PROMPTS), "num_prompts": 32},
             "conversion": {"backend": "reference"},

@@ -1,5 +1,6 @@
 """What evaluation asks of a pipeline: pictures, the denoiser's first outputs, the metrics that fit it."""
 
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ from mixdq.metrics.base import METRICS, Metric
 from mixdq.metrics.clip_score import ClipScore
 from mixdq.pipeline.family import find_family
 from mixdq.pipeline.trace import Trace, record_calls
+from mixdq.store.artifact import atomic_write
 from mixdq.workflow.session import Session
 
 if TYPE_CHECKING:
@@ -98,6 +100,17 @@ def halved(pipe: "Pipeline") -> Iterator[None]:
     finally:
         for part in exact:
             _cast(part, torch.float32)
+
+
+def open_in_float32(folder: Path) -> None:
+    """Have every part of a saved pipeline opened in float32 where no type is asked for, whatever it is stored in.
+
+    diffusers does so with its own models, transformers takes the stored type: the two would not fit together.
+    """
+    for path in folder.glob("*/config.json"):
+        config = json.loads(path.read_text(encoding="utf-8"))
+        if config.get("dtype") in ("float16", "bfloat16"):
+            atomic_write(path, (json.dumps({**config, "dtype": "float32"}, indent=2) + "\n").encode())
 
 
 @contextmanager

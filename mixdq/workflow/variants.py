@@ -27,7 +27,7 @@ from mixdq.types.plan import FLOAT_BITS, BitPlan
 from mixdq.types.receipt import Receipt
 from mixdq.types.tensors import CalibrationRecord
 from mixdq.workflow.cost import float_cost, folder_cost
-from mixdq.workflow.drawing import draw, first_outputs, halved, metrics_for, read_outputs, silent
+from mixdq.workflow.drawing import draw, first_outputs, halved, metrics_for, open_in_float32, read_outputs, silent
 from mixdq.workflow.pictures import read_pictures, write_pictures
 from mixdq.workflow.reporting import EVALUATION, MANIFEST, RECEIPT, encode_evaluation, picture_path
 from mixdq.workflow.session import Session, VariantPaths, prompts_digest
@@ -103,6 +103,7 @@ def save_pipeline(pipe: "Pipeline", folder: Path) -> None:
     try:
         with halved(pipe), silent():
             pipe.save_pretrained(partial)
+        open_in_float32(partial)
         if folder.exists():
             os.replace(folder, old)
         os.replace(partial, folder)

@@ -73,9 +73,7 @@ def double_scenes(config: Config, num_concepts: int, skip: frozenset[int] = froz
     return scenes
 
 
-def training_examples(
-    config: Config, names: Sequence[str], skip: frozenset[int] = frozenset()
-) -> list[Example]:
+def training_examples(config: Config, names: Sequence[str], skip: frozenset[int] = frozenset()) -> list[Example]:
     """Return the captions of the training scenes: two full ones a scene, and short ones that leave one thing out."""
     scenes = single_scenes(config, len(names), held_out=False, skip=skip)
     examples = [

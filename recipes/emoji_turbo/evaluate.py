@@ -135,4 +135,4 @@ def _markdown(rows: dict[str, dict[str, float]]) -> str:
     for name, row in rows.items():
         numbers = f"{row['clip_score']:.3f} | {100 * row['retrieval']:.1f} % | {row['fd_efflite0']:.1f}"
         lines.append(f"| {name} | {numbers} |")
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines).replace("| -0.0 |", "| 0.0 |") + "\n"

@@ -83,6 +83,8 @@ def save(built: StableDiffusionXLPipeline, image_tower: CLIPVisionModelWithProje
     built.save_pretrained(folder)
     tokenizer.save(built.tokenizer_2, folder / "tokenizer_2")
     image_tower.half().save_pretrained(folder / "image_tower")
+    for path in folder.rglob("*.safetensors"):
+        path.chmod(0o644)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     if size > MAX_BYTES:
         raise ValueError(f"{folder} holds {size} bytes, more than the {MAX_BYTES} allowed; use narrower models")

@@ -117,9 +117,7 @@ def retrieval_accuracy(texts: Tensor, images: Tensor) -> float:
     return float((nearest == torch.arange(len(images))).float().mean())
 
 
-def held_out_scenes(
-    config: Config, num_concepts: int, skip: frozenset[int], count: int = 100
-) -> list[captions.Scene]:
+def held_out_scenes(config: Config, num_concepts: int, skip: frozenset[int], count: int = 100) -> list[captions.Scene]:
     """Return `count` different scenes of held-out pairs, the same ones on every call."""
     scenes = captions.single_scenes(config, num_concepts, held_out=True, skip=skip)
     generator = torch.Generator().manual_seed(config.seed + 21)

@@ -132,9 +132,7 @@ def _resume(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer, ave
     return int(saved["step"])
 
 
-def _save(
-    path: Path, step: int, module: nn.Module, optimizer: torch.optim.Optimizer, averages: Averages
-) -> None:
+def _save(path: Path, step: int, module: nn.Module, optimizer: torch.optim.Optimizer, averages: Averages) -> None:
     """Write the checkpoint beside the old one, then swap: a kill leaves one of the two whole."""
     state = {
         "step": step,

@@ -1,10 +1,12 @@
 import pytest
 import torch
 from diffusers import DiffusionPipeline
+from safetensors.torch import load_file
 
 from mixdq.errors import StaleArtifactError
-from mixdq.pipeline.generate import generate
+from mixdq.pipeline.generate import GenerationSpec, generate
 from mixdq.store.plan_file import read_plan
+from mixdq.testing import tiny_sdxl_pipeline
 from mixdq.workflow import steps, variants
 from mixdq.workflow.pictures import read_pictures
 from mixdq.workflow.settings import evaluation_prompts
@@ -73,6 +75,18 @@ def test_pipeline_is_saved_whole_or_not_at_all(run, monkeypatch, tmp_path) -> No
         variants.save_pipeline(run.pipe, folder)
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_parts_stored_in_half_open_in_one_type_and_draw(tmp_path) -> None:
+    pipe = tiny_sdxl_pipeline()
+    for part in (pipe.text_encoder, pipe.text_encoder_2, pipe.vae):
+        part.to(torch.float16).to(torch.float32)
+    variants.save_pipeline(pipe, tmp_path / "saved")
+    assert load_file(tmp_path / "saved/text_encoder/model.safetensors").popitem()[1].dtype == torch.float16
+    opened = DiffusionPipeline.from_pretrained(tmp_path / "saved")
+    opened.set_progress_bar_config(disable=True)
+    assert opened.text_encoder.dtype == opened.text_encoder_2.dtype == opened.unet.dtype == torch.float32
+    assert torch.equal(generate(opened, ["a dog"], GenerationSpec()), generate(pipe, ["a dog"], GenerationSpec()))
 
 
 def test_replaced_pipeline_leaves_nothing_of_the_old_one(run, tmp_path) -> None:
