@@ -1,6 +1,6 @@
 """Quantize a model from Python: a folder, a hub id, or a pipeline that is loaded already.
 
-    python examples/quantize.py MODEL OUT
+python examples/quantize.py MODEL OUT
 """
 
 import sys

@@ -129,12 +129,18 @@ def headline(facts: ReportFacts) -> list[Tile]:
         scores = f"{number(close.clip_score, 4)} against {number(base.clip_score, 4)}"
         tiles.append(Tile(kept, "of the CLIP score", f"{close.name}: {scores}"))
     fast = min(pool, key=lambda e: e.seconds)
-    if fast.seconds and base.seconds:
+    if fast.seconds and base.seconds and not _by_reference_alone(facts):
         ratio = base.seconds / fast.seconds
         value, word = (f"{ratio:.2f}{TIMES}", "faster") if ratio >= 1 else (f"{1 / ratio:.2f}{TIMES}", "slower")
         times = f"{duration(fast.seconds)} s a picture instead of {duration(base.seconds)}"
         tiles.append(Tile(value, word, f"{fast.name}: {times}"))
     return tiles
+
+
+def _by_reference_alone(facts: ReportFacts) -> bool:
+    """Return whether nothing but the slow reference backend ran, whose seconds are no one's headline."""
+    ran = {layer.backend for receipt in facts.receipts for layer in receipt.layers if layer.backend is not None}
+    return ran == {"reference"}
 
 
 def backends(receipt: Receipt) -> list[tuple[str, str, int]]:

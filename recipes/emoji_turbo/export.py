@@ -83,6 +83,11 @@ def save(built: StableDiffusionXLPipeline, image_tower: CLIPVisionModelWithProje
     built.save_pretrained(folder)
     tokenizer.save(built.tokenizer_2, folder / "tokenizer_2")
     image_tower.half().save_pretrained(folder / "image_tower")
+    for part in ("text_encoder_2", "image_tower"):
+        # transformers opens a model in the type that its config names, diffusers in float32: a plain `from_pretrained`
+        # would give a pipeline of both.
+        config = folder / part / "config.json"
+        config.write_text(config.read_text(encoding="utf-8").replace('"dtype": "float16"', '"dtype": "float32"'))
     for path in folder.rglob("*.safetensors"):
         path.chmod(0o644)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

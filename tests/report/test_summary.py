@@ -53,3 +53,25 @@ def test_most_sensitive_layers_come_from_the_least_width(facts: ReportFacts) -> 
     rows = most_sensitive(facts)
     assert {bits for _, _, bits, _ in rows} == {4}
     assert rows[0][3][0][1] == "24.0"
+
+
+def test_the_reference_backends_seconds_are_no_headline(facts: ReportFacts) -> None:
+    named = {layer.backend for receipt in facts.receipts for layer in receipt.layers}
+    assert "reference" in named
+    swift = replace(
+        facts,
+        receipts=tuple(
+            replace(receipt, layers=tuple(replace(layer, backend="cpu") for layer in receipt.layers))
+            for receipt in facts.receipts
+        ),
+    )
+    slow = replace(
+        facts,
+        receipts=tuple(
+            replace(receipt, layers=tuple(replace(layer, backend="reference") for layer in receipt.layers))
+            for receipt in facts.receipts
+        ),
+    )
+    words = {"faster", "slower"}
+    assert any(tile.label in words for tile in headline(swift))
+    assert not any(tile.label in words for tile in headline(slow))
