@@ -5,7 +5,8 @@ Works with any pair of transformers' CLIP towers that were trained together. The
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -22,6 +23,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.utils import cached_file
+from transformers.utils import logging as transformers_logging
 
 from mixdq.errors import UnsupportedModelError
 from mixdq.metrics.inputs import check_finite, check_pictures
@@ -195,12 +197,27 @@ def _load(kind: Any, model: str | Path) -> Any:
         config, _ = PretrainedConfig.get_config_dict(model)
         if config.get("model_type") not in _MODEL_TYPES:
             raise UnsupportedModelError(f"{model}: no CLIP model there (model_type is {config.get('model_type')!r})")
-        tower, info = kind.from_pretrained(model, use_safetensors=True, dtype=torch.float32, output_loading_info=True)
+        with _no_bar():
+            tower, info = kind.from_pretrained(
+                model, use_safetensors=True, dtype=torch.float32, output_loading_info=True
+            )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UnsupportedModelError(f"{model}: cannot be opened as a {kind.__name__}: {error}") from error
     if info["missing_keys"]:
         raise UnsupportedModelError(f"{model}: is no {kind.__name__}, it lacks {sorted(info['missing_keys'])[:3]} ...")
     return tower.eval()
+
+
+@contextmanager
+def _no_bar() -> Iterator[None]:
+    """Switch transformers' loading bar off for a while; on a terminal the command line draws its own."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
 
 
 def _picture_stats(model: str | Path, config: Any) -> PictureStats:
