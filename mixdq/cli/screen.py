@@ -1,5 +1,6 @@
 """What verbs share: opening a run with a progress bar, and tables on the screen."""
 
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +16,8 @@ if TYPE_CHECKING:
     from mixdq.config import RunConfig
     from mixdq.workflow.session import Session
 
-console = Console(highlight=False, soft_wrap=True)
+# Where nobody says how wide a line may be (a file, a pipe), tables are not squeezed into 80 columns.
+console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 120)
 
 
 @contextmanager

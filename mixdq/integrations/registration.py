@@ -22,8 +22,11 @@ def register_when_ready() -> None:
 
 
 def _register() -> None:
-    # The module enters itself at its end, which also holds when it is the one that is importing diffusers just now.
-    importlib.import_module("mixdq.integrations.diffusers")
+    module = importlib.import_module("mixdq.integrations.diffusers")
+    # Absent where that module is itself just importing diffusers; it then enters itself at its end.
+    register = getattr(module, "register", None)
+    if register is not None:
+        register()
 
 
 class _TablesFinder(MetaPathFinder):

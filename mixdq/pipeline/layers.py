@@ -31,6 +31,7 @@ def list_layers(pipe: DiffusionPipeline, family: ModelFamily, spec: GenerationSp
     """
     denoiser = family.denoiser(pipe)
     modules = dict(quantizable_layers(denoiser))
+    _check_present(modules)
     traced = _walk(pipe, modules, spec)
     splits = _checked_splits(family.input_splits(denoiser), traced)
     idle = [name for name in modules if name not in traced]
@@ -58,7 +59,7 @@ def quantizable_layers(denoiser: nn.Module) -> Iterator[tuple[str, nn.Linear | n
     """Yield (name, module) for every Linear and Conv2d, in module order.
 
     Raises:
-        UnsupportedModelError: a layer is an unmerged LoRA, holds integers, or has its weight elsewhere (offloaded).
+        UnsupportedModelError: a layer is an unmerged LoRA, or holds integers.
     """
     for name, module in denoiser.named_modules():
         if not isinstance(module, nn.Linear | nn.Conv2d):
@@ -68,17 +69,21 @@ def quantizable_layers(denoiser: nn.Module) -> Iterator[tuple[str, nn.Linear | n
                 f"{name}: the denoiser carries LoRA layers. "
                 "Merge them first: pipe.fuse_lora(), then pipe.unload_lora_weights()"
             )
-        if module.weight.is_meta:
-            raise UnsupportedModelError(
-                f"{name}: its weight is not there, for the model is offloaded layer by layer. "
-                "Undo that first: pipe.remove_all_hooks(), or load it without offloading"
-            )
         if not module.weight.is_floating_point():
             raise UnsupportedModelError(
                 f"{name}: its weight is {module.weight.dtype}, so this model is quantized already; "
                 "start from the one in floating point"
             )
         yield name, module
+
+
+def _check_present(modules: Mapping[str, nn.Linear | nn.Conv2d]) -> None:
+    for name, module in modules.items():
+        if module.weight.is_meta:
+            raise UnsupportedModelError(
+                f"{name}: its weight is not there, for the model is offloaded layer by layer. "
+                "Undo that first: pipe.remove_all_hooks(), or load it without offloading"
+            )
 
 
 def weights_digest(denoiser: nn.Module) -> str:

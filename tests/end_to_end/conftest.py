@@ -60,14 +60,16 @@ def mixdq() -> Command:
     """The command with its words, run here: exit code, standard output and standard error come back."""
 
     def call(*words: object) -> Result:
-        return CliRunner().invoke(app, [str(word) for word in words])
+        # A process of its own for every timing takes seconds to start; tests/workflow/test_cost.py starts one.
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(cost, "_in_own_process", cost._measure)
+            return CliRunner().invoke(app, [str(word) for word in words])
 
     return call
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def _measured_here() -> Iterator[None]:
-    # A process of its own for every timing takes seconds to start; tests/workflow/test_cost.py starts one.
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cost, "_in_own_process", cost._measure)
         yield
