@@ -36,7 +36,7 @@ env: $(VENV)/ready
 $(VENV)/ready: pyproject.toml
 	@[ -n "$(PYTHON)" ] || { echo "mixdq needs Python 3.11 or newer: install it, or name one with 'make PYTHON=/path/to/python'." >&2; exit 1; }
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { echo "mixdq needs Python 3.11 or newer and '$(PYTHON)' is not: name another with 'make PYTHON=/path/to/python'." >&2; exit 1; }
-	@[ -x "$(BIN)/python" ] || { free=$$(( $$(df -Pk . | awk 'NR == 2 {print $$4}') / 1024 )); [ $$free -ge $(NEEDED_MIB) ] || { echo "the environment needs $(NEEDED_MIB) MiB of disk and $$free are free here: free some, or put it elsewhere with 'make VENV=/path'." >&2; exit 1; }; }
+	@[ -x "$(BIN)/python" ] || { mkdir -p "$(VENV)" && free=$$(( $$(df -Pk "$(VENV)" | awk 'NR == 2 {print $$4}') / 1024 )); [ $$free -ge $(NEEDED_MIB) ] || { echo "the environment needs $(NEEDED_MIB) MiB of disk and $$free are free in $(VENV): free some, or put it elsewhere with 'make VENV=/path'." >&2; exit 1; }; }
 	@echo "making the environment in $(VENV) (once; some minutes) ..."
 	@[ -x "$(BIN)/python" ] || "$(PYTHON)" -m venv "$(VENV)" || { echo "no virtual environment could be made in $(VENV): install Python's venv module (Debian: apt-get install python3-venv)." >&2; exit 1; }
 	@{ $(BIN)/python -m pip install --quiet --disable-pip-version-check torch==$(TORCH) && $(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"; } || { echo "the environment could not be completed (see above): mend the cause (network, disk space) and run make again; it goes on where it stopped." >&2; exit 1; }

@@ -8,7 +8,7 @@ import logging
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -17,6 +17,7 @@ from mixdq.config import RunConfig, dump_config, load_config
 from mixdq.errors import ArtifactError, ArtifactFormatError, ConfigError, StaleArtifactError
 from mixdq.store.artifact import atomic_write, digest_of, digest_of_file, expect_origin
 from mixdq.store.table_file import read_layers
+from mixdq.types.layers import LayerTable
 from mixdq.types.progress import Progress, no_progress
 
 if TYPE_CHECKING:
@@ -208,6 +209,11 @@ class Session:
             return {}
         files = sorted(folder.rglob("*.safetensors"))
         return {"weights": digest_of([[str(file.relative_to(folder)), digest_of_file(file)] for file in files])}
+
+    def layers_digest(self, table: LayerTable) -> str:
+        """Return the digest of the model as later steps know it; where its folder lies does not count."""
+        opened = self.config.model.model_dump(mode="json", exclude={"path"} if self.weights else None)
+        return digest_of([opened, replace(table, model=""), self.weights])
 
     @property
     def spec(self) -> "GenerationSpec":

@@ -82,7 +82,7 @@ def calibrate_as(
     config = session.config
     prompts = calibration_prompts(config)
     origin = {
-        "layers": digest_of_file(session.paths.layers),
+        "layers": session.layers_digest(table),
         "prompts": prompts_digest(prompts),
         "settings": digest_of([estimator, config.calibration.batch_size, generation_of(config)]),
     }

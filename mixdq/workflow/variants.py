@@ -122,7 +122,7 @@ def reference(session: Session, table: LayerTable) -> Reference:
     """Return what the floating-point model draws, made once and kept in images/float/."""
     folder, prompts = session.paths.reference, evaluation_prompts(session.config)
     manifest, outputs = folder / "manifest.json", folder / "outputs.safetensors"
-    origin = _evaluation_origin(session, prompts) | {"layers": digest_of_file(session.paths.layers)}
+    origin = _evaluation_origin(session, prompts) | {"layers": session.layers_digest(table)}
 
     def make() -> Reference:
         trace = draw(session, session.pipe, prompts)

@@ -1,24 +1,35 @@
-"""One seed, one result; another seed, another."""
+"""One seed, one result, wherever the model lies; another seed, another."""
+
+import json
+import shutil
 
 import pytest
 
 
 @pytest.fixture(scope="module")
 def again(tmp_path_factory, models, mixdq, begin):
-    folder = tmp_path_factory.mktemp("again") / "run"
-    begin(folder, models["sdxl"])
+    root = tmp_path_factory.mktemp("again")
+    folder, model = root / "run", root / "moved"
+    shutil.copytree(models["sdxl"], model)
+    begin(folder, model)
     for verb in ("inspect", "calibrate", "sensitivity", "allocate", "choose", "apply"):
-        done = mixdq(verb, *([models["sdxl"], "-o"] if verb == "inspect" else []), folder)
+        done = mixdq(verb, *([model, "-o"] if verb == "inspect" else []), folder)
         assert done.exit_code == 0, done.stderr
     return folder
 
 
-FILES = ("layers.json", "calibration.safetensors", "sensitivity.csv", "plan.toml", "receipt.json")
+FILES = ("calibration.safetensors", "sensitivity.csv", "plan.toml", "receipt.json")
 
 
 @pytest.mark.parametrize("name", FILES)
 def test_verb_by_verb_or_at_once_one_seed_gives_the_same_bytes(again, finished, name) -> None:
     assert (again / name).read_bytes() == (finished / name).read_bytes()
+
+
+def test_layers_differ_in_nothing_but_where_the_model_lies(again, finished) -> None:
+    one, other = (json.loads((folder / "layers.json").read_text(encoding="utf-8")) for folder in (again, finished))
+    assert one["layers"] == other["layers"]
+    assert one["digest"] == other["digest"]
 
 
 def test_plans_of_a_sweep_are_the_same_bytes(again, finished) -> None:
