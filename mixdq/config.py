@@ -139,7 +139,7 @@ class SelectionConfig(_Section):
 class ConversionConfig(_Section):
     """How the chosen plan is carried out; `symmetric` and `rounding` hold for sensitivity and selection as well.
 
-    `backend` names the reference backend for as long as there is no faster one; see `mixdq doctor`.
+    `backend` is a name or "auto", the fastest that can run each layer; see `mixdq doctor`.
     """
 
     backend: str = "reference"

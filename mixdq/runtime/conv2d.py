@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any, Self
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from mixdq.runtime.compose import PaddedInput
 from mixdq.runtime.kernel import Kernel
@@ -56,8 +56,8 @@ class QuantizedConv2d(QuantizedLayer, nn.Conv2d):
         # Seamless-tiling code sets these on a finished model.
         return self.padding_mode, self.padding, self.stride, self.dilation
 
-    def _bind(self, x: Tensor) -> Kernel:
-        kernel, around = super()._bind(x), borders(self)
+    def _compose(self, parts: tuple[Kernel, ...], dtype: torch.dtype) -> Kernel:
+        kernel, around = super()._compose(parts, dtype), borders(self)
         return PaddedInput(kernel, around) if any(around.explicit) else kernel
 
 

@@ -1,7 +1,7 @@
 """What a backend is asked, and what it answers. Which backend wins is decided in `mixdq.runtime.select`."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -46,6 +46,15 @@ class Kernel(Protocol):
 
     def __call__(self, x: Tensor, /) -> Tensor:
         """Return the product of `x`, [..., in] or [batch, in, height, width]."""
+        ...
+
+
+@runtime_checkable
+class HoldingKernel(Kernel, Protocol):
+    """A kernel that holds the weight by itself, in an order of its own, so that the layer need not keep it too."""
+
+    def portable_codes(self) -> Tensor:
+        """Return the codes it was bound to, in the portable layout of `QTensor.codes`."""
         ...
 
 

@@ -1,6 +1,8 @@
 """What quantized layers have in common: their tensors, and the kernel bound to them.
 
 A kernel is bound on the first call, when codes, device and dtype are known, and again after anything of these changed.
+Where a kernel holds the weight in an order of its own, the layer's own `weight` is a stand-in of the same shape and no
+memory; whatever reads or changes the layer brings the codes back.
 Casting a layer (`.half()`, `.to(dtype)`) casts its bias alone: codes, scales and BOS rows stay as they are.
 """
 
@@ -14,7 +16,7 @@ from torch import Tensor, nn
 from mixdq.quant.bos import BosRow
 from mixdq.quant.weights import dequantize_weight
 from mixdq.runtime.compose import BesideBosRow, JoinedInput
-from mixdq.runtime.kernel import Kernel
+from mixdq.runtime.kernel import HoldingKernel, Kernel
 from mixdq.runtime.layout import (
     EXACT_NAMES,
     LayerLayout,
@@ -31,9 +33,13 @@ from mixdq.types.tensors import QParams, QTensor, QuantSpec
 
 @dataclass(frozen=True)
 class _Bound:
-    """A kernel, and all that it was bound for; a layer that differs in any of it needs a new one."""
+    """A kernel, and all that it was bound for; a layer that differs in any of it needs a new one.
+
+    `parts` are the kernels inside it, one for each input part; `weight` is the layer's parameter from then on.
+    """
 
     kernel: Kernel
+    parts: tuple[Kernel, ...]
     weight: Tensor
     device: torch.device
     dtype: torch.dtype
@@ -101,7 +107,7 @@ class QuantizedLayer(nn.Module):
     def parts(self) -> tuple[QTensor, ...]:
         """Return the weight as quantized parts that share this layer's memory."""
         shape = weight_shape_of(self._geometry_module())
-        return split_parts(self.layout, shape, self.weight, self.weight_scale, self.weight_zero_point)
+        return split_parts(self.layout, shape, self._codes(), self.weight_scale, self.weight_zero_point)
 
     def activation(self) -> tuple[QParams, ...] | None:
         """Return scale and zero point of each input part; None where weight-only."""
@@ -134,25 +140,31 @@ class QuantizedLayer(nn.Module):
             found = f"{tensor.dtype} {list(tensor.shape)}"
             raise ValueError(f"{self.layout.name}.{name}: expected {dtype} {list(shape)}, found {found}")
         check_values(self.layout, name, tensor)
+        self._unbind()
         if name == "weight":
             self.weight = nn.Parameter(tensor, requires_grad=False)
         else:
             self._buffers[name] = tensor
-        self._bound = None
 
     def use_backend(self, backend: str) -> None:
         """Run on another backend from the next call on; raises ConfigError where there is no such backend."""
         self.backend = check_backend(backend)
-        self._bound = None
+        self._unbind()
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the layer's output in the dtype of `input`."""
         geometry = self._geometry()
         bound = self._bound
         if bound is None or not bound.fits(self.weight, input, geometry):
-            bound = _Bound(self._bind(input), self.weight, input.device, input.dtype, geometry)
+            self._unbind()
+            parts = self._bind_parts(input)
+            kernel = self._compose(parts, input.dtype)
             # An offloaded layer's tensors come for one call alone: a kept kernel would keep them on the device.
-            self._bound = None if _is_offloaded(self) else bound
+            if _is_offloaded(self):
+                return kernel(input)
+            if all(isinstance(part, HoldingKernel) for part in parts):
+                self.weight = _stand_in(self.weight)
+            self._bound = bound = _Bound(kernel, parts, self.weight, input.device, input.dtype, geometry)
         return bound.kernel(input)
 
     def extra_repr(self) -> str:
@@ -175,7 +187,8 @@ class QuantizedLayer(nn.Module):
         """Return what else of this module a bound kernel depends on."""
         return None
 
-    def _bind(self, x: Tensor) -> Kernel:
+    def _bind_parts(self, x: Tensor) -> tuple[Kernel, ...]:
+        """Return a kernel for each input part; the bias goes with the first."""
         parts, activation = self.parts(), self.activation()
         requests = kernel_requests(self._geometry_module(), self.layout, device=x.device.type, dtype=x.dtype)
         kernels = []
@@ -183,13 +196,33 @@ class QuantizedLayer(nn.Module):
             backend, _ = select(request, self.backend)
             bias = self.bias if i == 0 else None
             kernels.append(backend.bind(request, part, bias, None if activation is None else activation[i]))
-        kernel: Kernel = kernels[0]
-        if len(kernels) > 1:
-            kernel = JoinedInput(tuple(kernels), self.layout.splits, self.channel_axis, x.dtype)
+        return tuple(kernels)
+
+    def _compose(self, parts: tuple[Kernel, ...], dtype: torch.dtype) -> Kernel:
+        """Return the kernels of the parts as the layer's own."""
+        kernel = parts[0] if len(parts) == 1 else JoinedInput(parts, self.layout.splits, self.channel_axis, dtype)
         bos = self.bos_row()
         return kernel if bos is None else BesideBosRow(kernel, bos, self.bias, self.layout.name)
 
+    def _codes(self) -> Tensor:
+        """Return the weight's codes in the portable layout, wherever they are now."""
+        bound = self._bound
+        if bound is None or bound.weight is not self.weight:
+            return self.weight
+        held = [part.portable_codes() for part in bound.parts if isinstance(part, HoldingKernel)]
+        if len(held) < len(bound.parts):
+            return self.weight
+        return held[0] if len(held) == 1 else torch.cat(held, dim=1)
+
+    def _unbind(self) -> None:
+        """Let the kernel go, with the codes back in `weight`."""
+        codes = self._codes()
+        if codes is not self.weight:
+            self.weight = nn.Parameter(codes, requires_grad=False)
+        self._bound = None
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        self._unbind()
         kept = {name: buffer for name in EXACT_NAMES if (buffer := self._buffers.get(name)) is not None}
         codes = self.weight.data
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
@@ -200,16 +233,27 @@ class QuantizedLayer(nn.Module):
         # `.type(dtype)`, unlike `.to(dtype)`, casts integers too.
         if self.weight.dtype != codes.dtype:
             self.weight = nn.Parameter(codes.to(self.weight.device), requires_grad=False)
-        self._bound = None
         return self
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._unbind()
         super()._load_from_state_dict(*args, **kwargs)
-        self._bound = None
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        codes = self._codes()
+        if codes is not self.weight:
+            destination[prefix + "weight"] = codes
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy binds a kernel to its own tensors.
-        return {**vars(self), "_bound": None}
+        self._unbind()
+        return vars(self)
+
+
+def _stand_in(weight: Tensor) -> nn.Parameter:
+    """Return a parameter of the same shape, dtype and device that takes one element of memory."""
+    return nn.Parameter(weight.new_zeros(()).expand(weight.shape), requires_grad=False)
 
 
 def _is_offloaded(module: nn.Module) -> bool:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import torch
 
 from mixdq.runtime.kernel import KernelRequest
+from mixdq.runtime.kernels import native
 from mixdq.runtime.select import BACKENDS
 from mixdq.types.layers import Op
 from mixdq.types.plan import LayerBits
@@ -31,6 +32,7 @@ def machine_facts() -> dict[str, str]:
         **{name: importlib.metadata.version(name) for name in ("diffusers", "transformers", "scipy")},
         "cores": str(os.cpu_count()),
         "cpu": torch.backends.cpu.get_cpu_capability(),
+        "cpu kernels": native.description(),
         "device": device_name(),
     }
     return {name: value for name, value in facts.items() if value}

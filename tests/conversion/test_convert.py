@@ -106,8 +106,10 @@ def test_nothing_is_touched_when_anything_is_wrong(
         convert(toy, plan_of("W8A8", "W8A8", "W8A8", "W16A8"), table, record, backend="reference")
     with pytest.raises(ConfigError):
         convert(toy, good, table, record, backend="abacus")
-    with pytest.raises(NoBackendError, match="--backend reference"):
+    toy.double()
+    with pytest.raises(NoBackendError, match=r"float64.*--backend reference"):
         convert(toy, good, table, record)
+    toy.float()
     assert not any(isinstance(module, QuantizedLayer) for module in toy.modules())
     assert all(torch.equal(before[name], tensor) for name, tensor in toy.state_dict().items())
     with torch.no_grad():

@@ -22,7 +22,7 @@ Quantize = Callable[..., QuantizedLinear | QuantizedConv2d]
 
 @pytest.fixture
 def quantized() -> Quantize:
-    """Return a function (module, "W4A8", splits=, symmetric=, bos=) -> its quantized successor on the reference."""
+    """Return a function (module, "W4A8", splits=, symmetric=, bos=, backend=) -> its quantized successor."""
 
     def make(
         module: nn.Linear | nn.Conv2d,
@@ -31,6 +31,7 @@ def quantized() -> Quantize:
         splits: tuple[int, ...] = (),
         symmetric: bool = True,
         bos: BosRow | None = None,
+        backend: str = "reference",
     ) -> QuantizedLinear | QuantizedConv2d:
         widths = LayerBits.parse(bits)
         layout = LayerLayout(name="layer", bits=widths, symmetric=symmetric, splits=splits, bos=bos is not None)
@@ -39,8 +40,8 @@ def quantized() -> Quantize:
         if widths.activation != FLOAT_BITS:
             activation = [activation_qparams(rng, widths.activation) for rng in RANGES[: len(parts)]]
         if isinstance(module, nn.Conv2d):
-            return QuantizedConv2d.from_float(module, layout, parts, activation, backend="reference")
-        return QuantizedLinear.from_float(module, layout, parts, activation, bos, backend="reference")
+            return QuantizedConv2d.from_float(module, layout, parts, activation, backend=backend)
+        return QuantizedLinear.from_float(module, layout, parts, activation, bos, backend=backend)
 
     return make
 

@@ -8,6 +8,7 @@ from torch import nn
 
 from mixdq.errors import ConfigError, NoBackendError
 from mixdq.quant.bos import BosRow
+from mixdq.runtime.kernels import native
 from mixdq.runtime.layer import QuantizedLayer
 from mixdq.runtime.layout import EXACT_NAMES
 from mixdq.runtime.linear import QuantizedLinear
@@ -15,12 +16,17 @@ from mixdq.runtime.linear import QuantizedLinear
 Quantize = Callable[..., QuantizedLinear]
 
 
-@pytest.fixture
-def layer(quantized: Quantize) -> QuantizedLinear:
-    """One of everything: packed codes, two parts, zero points, a bias, a BOS row."""
+@pytest.fixture(params=["reference", "cpu"])
+def layer(request: pytest.FixtureRequest, quantized: Quantize) -> QuantizedLinear:
+    """One of everything: packed codes, two parts, zero points, a bias, a BOS row; on backends of either kind.
+
+    The CPU's kernels hold the weight themselves once they are bound, the reference's read the layer's.
+    """
+    if request.param == "cpu" and native.trouble():
+        pytest.skip(str(native.trouble()))
     module = nn.Linear(9, 5)
     bos = BosRow(input=torch.full((9,), 50.0), output=torch.randn(5))
-    return quantized(module, "W3A8", splits=(4, 5), symmetric=False, bos=bos)
+    return quantized(module, "W3A8", splits=(4, 5), symmetric=False, bos=bos, backend=request.param)
 
 
 @pytest.fixture
@@ -60,6 +66,10 @@ def test_casting_leaves_codes_scales_and_bos_rows_alone(
     assert same(exact(layer), before)
     assert layer.bias is not None
     assert layer.bias.dtype != torch.float32
+    if layer.backend == "cpu" and layer.bias.dtype == torch.float64:
+        with pytest.raises(NoBackendError, match=r"inputs of torch\.float64"):
+            layer(x.double())
+        return
     z = layer(x.to(layer.bias.dtype))
     assert z.dtype == layer.bias.dtype
     # Casting back gives the old outputs, but for the bias that went through 8 or 11 bits of mantissa.
@@ -172,11 +182,35 @@ def test_backends_are_chosen_at_the_first_call_and_can_be_changed(layer: Quantiz
     y = layer(x)
     with pytest.raises(ConfigError, match="abacus"):
         layer.use_backend("abacus")
-    layer.use_backend("auto")
-    with pytest.raises(NoBackendError, match="layer"):
-        layer(x)
+    layer.use_backend("cpu")
+    with pytest.raises(NoBackendError, match=r"layer \(linear, W3A8, cpu, torch.float64\)"):
+        layer(x.double())
     layer.use_backend("reference")
     assert torch.equal(layer(x), y)
+
+
+def test_a_kernel_that_holds_the_weight_leaves_a_stand_in_and_gives_the_codes_back(
+    layer: QuantizedLinear, x: torch.Tensor
+) -> None:
+    before, codes = exact(layer), layer.weight.data.clone()
+    layer(x)
+    stand_in = layer.weight
+    held = layer.backend == "cpu"
+    assert (stand_in.untyped_storage().nbytes() == 1) == held
+    assert (stand_in.shape, stand_in.dtype, stand_in.device) == (codes.shape, codes.dtype, codes.device)
+    assert same(exact(layer), before)
+    layer(x)
+    assert layer.weight is stand_in
+    layer.use_backend("reference")
+    assert torch.equal(layer.weight, codes)
+
+
+def test_a_weight_that_is_set_by_hand_is_the_one_that_counts(layer: QuantizedLinear, x: torch.Tensor) -> None:
+    other = torch.zeros_like(layer.weight)
+    y = layer(x)
+    layer.weight = nn.Parameter(other.clone(), requires_grad=False)
+    assert not torch.equal(layer(x), y)
+    assert torch.equal(layer.state_dict()["weight"], other)
 
 
 def test_layers_say_what_they_are(layer: QuantizedLinear) -> None:

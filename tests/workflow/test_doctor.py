@@ -1,5 +1,6 @@
 import importlib.metadata
 
+from mixdq.runtime.kernels import native
 from mixdq.runtime.select import BACKENDS
 from mixdq.workflow.doctor import device_name, diagnose, machine_facts
 
@@ -19,4 +20,5 @@ def test_facts_say_what_a_number_must_be_read_with() -> None:
     assert facts["diffusers"] == importlib.metadata.version("diffusers")
     assert facts["device"] == device_name()
     assert {"system", "python", "torch", "cores"} <= facts.keys()
+    assert facts["cpu kernels"] == native.description()
     assert all(facts.values())

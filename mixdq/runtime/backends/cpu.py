@@ -1,0 +1,154 @@
+"""Integer products on the CPU, by the compiled kernels of `mixdq.runtime.kernels.native`.
+
+An activation becomes unsigned bytes (its code plus 128) in one pass, which also pads a convolution's borders with the
+zero point's code. The product runs on weights in panels, 8 bits as they are and fewer as packed streams, and ends with
+zero point, scale and bias in the same pass. Sums are int32 and exact.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from mixdq.quant.packing import pack, unpack
+from mixdq.quant.weights import dequantize_weight, weight_codes
+from mixdq.runtime.kernel import Kernel, KernelRequest
+from mixdq.runtime.kernels import native
+from mixdq.runtime.kernels.operators import ALIGNMENT, PANEL, filled
+from mixdq.types.plan import FLOAT_BITS
+from mixdq.types.tensors import QParams, QTensor
+
+OFFSET = 128
+"""What is added to a code to make it an unsigned byte."""
+MAX_DEPTH = (2**31 - 1) // (255 * 128)
+"""The longest sum that no int32 can overflow."""
+
+
+@dataclass(frozen=True)
+class CpuBackend:
+    """Compiled on first use. The epilogue rounds as the reference does, in the same order."""
+
+    name: str = "cpu"
+    tolerance: float = 5 * 2.0**-24
+
+    def refusals(self, request: KernelRequest) -> list[str]:
+        """Return why not: another device or dtype, 8-bit weights with zero points, no compiler."""
+        reasons = []
+        if request.device != "cpu":
+            return [f"it computes on the CPU, not on {request.device}"]
+        if request.bits.weight == FLOAT_BITS:
+            return ["the weight is in floating point"]
+        for what, dtype in (("input", request.dtype), ("output", request.output_dtype)):
+            if dtype not in native.DTYPES:
+                reasons.append(f"{what}s of {dtype}")
+        if request.bits.activation == FLOAT_BITS:
+            return reasons
+        if request.bits.weight == 8 and not request.symmetric:
+            reasons.append("8-bit weights with zero points, which would not fit signed bytes")
+        depth = torch.Size(request.weight_shape[1:]).numel()
+        if depth > MAX_DEPTH:
+            reasons.append(f"sums of {depth} products, which could overflow (at most {MAX_DEPTH})")
+        trouble = native.trouble()
+        if trouble is not None:
+            reasons.append(trouble)
+        return reasons
+
+    def bind(self, request: KernelRequest, weight: QTensor, bias: Tensor | None, activation: QParams | None) -> Kernel:
+        """Return a kernel with the weight in panels."""
+        if activation is None:
+            return _WeightOnly(request, weight, bias)
+        return _Integer.of(request, weight, bias, activation)
+
+
+@dataclass(frozen=True)
+class _Integer:
+    """`panels` is int8 or packed bytes [groups * panels, bytes], `zero_points` int8 [groups * panels * PANEL]."""
+
+    request: KernelRequest
+    panels: Tensor
+    zero_points: Tensor | None
+    correction: Tensor
+    scale: Tensor
+    bias: Tensor | None
+    input: tuple[float, int, int, int]
+
+    @classmethod
+    def of(cls, request: KernelRequest, weight: QTensor, bias: Tensor | None, activation: QParams) -> "_Integer":
+        groups = request.groups
+        codes = weight_codes(weight).reshape(groups, -1, weight.shape[1], torch.Size(weight.shape[2:]).numel())
+        offsets = weight.qparams.zero_point
+        columns = None if offsets is None else offsets.to(torch.int8).reshape(groups, -1)
+        zero_point = 0 if activation.zero_point is None else int(activation.zero_point)
+        sums = codes.sum(dim=(2, 3), dtype=torch.int64)
+        if columns is not None:
+            sums = sums - codes.shape[2:].numel() * columns.to(torch.int64)
+        return cls(
+            request=request,
+            panels=_panels(codes, columns, request.bits.weight),
+            zero_points=None if columns is None else _full_panels(columns, dim=1).reshape(-1),
+            correction=((zero_point + OFFSET) * sums).to(torch.int32).reshape(-1),
+            scale=(weight.qparams.scale.reshape(-1) * activation.scale).to(torch.float32),
+            bias=None if bias is None else bias.detach().to(torch.float32).contiguous(),
+            input=(float(activation.scale), zero_point, activation.spec.code_min, activation.spec.code_max),
+        )
+
+    def portable_codes(self) -> Tensor:
+        """Return the weight's codes as they were bound."""
+        shape, num_bits, groups = self.request.weight_shape, self.request.bits.weight, self.request.groups
+        depth, taps = filled(shape[1]), torch.Size(shape[2:]).numel()
+        panels = unpack(self.panels, num_bits, taps * depth * PANEL).reshape(len(self.panels), -1, PANEL, ALIGNMENT)
+        columns = panels.transpose(1, 2).reshape(groups, -1, taps, depth)[:, : shape[0] // groups, :, : shape[1]]
+        codes = columns.transpose(2, 3).reshape(shape)
+        return codes if num_bits == 8 else pack(codes.flatten(1), num_bits)
+
+    def __call__(self, x: Tensor, /) -> Tensor:
+        request = self.request
+        weight = (self.panels, self.zero_points, self.correction, self.scale, self.bias, request.bits.weight)
+        facts = (*self.input, request.output_dtype, request.layer)
+        y: Tensor
+        if request.op == "linear":
+            y = torch.ops.mixdq.cpu_linear(x, *weight, *facts)
+        else:
+            geometry = (request.weight_shape[2:], request.stride, request.padding, request.dilation, request.groups)
+            y = torch.ops.mixdq.cpu_conv2d(x, *weight, *geometry, *facts)
+        return y
+
+
+@dataclass(frozen=True)
+class _WeightOnly:
+    request: KernelRequest
+    weight: QTensor
+    bias: Tensor | None
+
+    def __call__(self, x: Tensor, /) -> Tensor:
+        request = self.request
+        weight = dequantize_weight((self.weight,)).to(x.dtype)
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        if request.op == "linear":
+            y = functional.linear(x, weight, bias)
+        else:
+            y = functional.conv2d(x, weight, bias, request.stride, request.padding, request.dilation, request.groups)
+        return y.to(request.output_dtype)
+
+
+def _panels(codes: Tensor, zero_points: Tensor | None, num_bits: int) -> Tensor:
+    """Return codes int8 [groups, out, in, taps] in the order of native.c: [groups * panels, bytes of a panel]."""
+    channels, taps = codes.shape[2:]
+    depth = filled(channels)
+    # What does not exist weighs nothing: its code is the zero point.
+    fill = 0 if zero_points is None else zero_points[..., None, None]
+    padded = torch.zeros(*codes.shape[:2], taps, depth, dtype=torch.int8)
+    padded += fill
+    padded[..., :channels] = codes.transpose(2, 3)
+    columns = _full_panels(padded, dim=1)
+    panels = columns.reshape(-1, PANEL, taps * depth // ALIGNMENT, ALIGNMENT).transpose(1, 2)
+    return pack(panels.flatten(1).contiguous(), num_bits)
+
+
+def _full_panels(tensor: Tensor, *, dim: int) -> Tensor:
+    """Return the tensor with zeros up to a multiple of `PANEL` along `dim`."""
+    count = tensor.shape[dim]
+    shape = list(tensor.shape)
+    shape[dim] = -count % PANEL
+    return torch.cat([tensor, tensor.new_zeros(shape)], dim=dim)

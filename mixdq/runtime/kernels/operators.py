@@ -1,0 +1,152 @@
+"""The CPU's integer products as operators of torch, so that `torch.compile` and exporters see whole calls.
+
+    mixdq::cpu_linear  x [..., in]                          -> [..., out]
+    mixdq::cpu_conv2d  x [(batch,) in, height, width]       -> [(batch,) out, height, width], channels last
+
+Both quantize x and multiply; the weight comes as panels (see `native.c`), its facts as `[groups * columns]` tensors.
+Importing this module registers them.
+"""
+
+import ctypes
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mixdq.errors import NonFiniteError
+from mixdq.runtime.kernels import native
+
+PANEL = 32
+"""Output channels of a panel: NR of native.c."""
+ALIGNMENT = 4
+"""Bytes that a dot-product instruction reads of a row at once; channels are filled up to a multiple."""
+
+_WEIGHT = "Tensor panels, Tensor? zero_points, Tensor correction, Tensor scale, Tensor? bias, int num_bits"
+_INPUT = "float input_scale, int zero_point, int low, int high, ScalarType dtype, str layer"
+_LIBRARY: Any = torch.library.Library("mixdq", "DEF")  # type: ignore[no-untyped-call]
+_LIBRARY.define(f"cpu_linear(Tensor x, {_WEIGHT}, {_INPUT}) -> Tensor")
+_LIBRARY.define(
+    f"cpu_conv2d(Tensor x, {_WEIGHT}, int[] kernel, int[] stride, int[] padding, int[] dilation, int groups, {_INPUT}) "
+    "-> Tensor"
+)
+
+
+def filled(channels: int) -> int:
+    """Return the bytes that a row of so many channels takes."""
+    return -(-channels // ALIGNMENT) * ALIGNMENT
+
+
+def _linear(x: Tensor, *arguments: Any) -> Tensor:
+    rows = x.reshape(-1, x.shape[-1]) if x.numel() else x.new_empty(x.shape[:-1].numel(), x.shape[-1])
+    # A matrix is a picture of one line, seen through windows of one pixel.
+    picture, line = rows.t()[None, :, None, :], ((1, 1), (1, 1), (0, 0), (1, 1), 1)
+    y = _product(picture, *(*arguments[:6], *line, *arguments[6:]))
+    return y.reshape(*x.shape[:-1], y.shape[-1])
+
+
+def _conv2d(x: Tensor, *arguments: Any) -> Tensor:
+    y = _product(x if x.dim() == 4 else x[None], *arguments).permute(0, 3, 1, 2)
+    return y if x.dim() == 4 else y[0]
+
+
+def _product(
+    x: Tensor,
+    panels: Tensor,
+    zero_points: Tensor | None,
+    correction: Tensor,
+    scale: Tensor,
+    bias: Tensor | None,
+    num_bits: int,
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+    groups: int,
+    input_scale: float,
+    zero_point: int,
+    low: int,
+    high: int,
+    dtype: torch.dtype,
+    layer: str,
+) -> Tensor:
+    """Return [batch, height, width, out] of `x` [batch, in, height, width] of any strides."""
+    batch, channels, *size = x.shape
+    height, width = _output_size(size, kernel, stride, padding, dilation)
+    y = x.new_empty(batch, height, width, len(scale), dtype=dtype)
+    if y.numel() == 0:
+        return y
+    library = native.library()
+    if x.stride(1) != 1 and x.stride(3) != 1:
+        x = x.contiguous()
+    pitch = filled(channels)
+    padded = size[0] + 2 * padding[0], size[1] + 2 * padding[1]
+    # The last channels of the last group may be read past their end, against weights of zero.
+    codes = torch.empty(batch * padded[0] * padded[1] * pitch + ALIGNMENT, dtype=torch.uint8)
+    bad = library.mixdq_quantize(
+        *(x.data_ptr(), native.DTYPES[x.dtype], batch, channels, *size),
+        *x.stride(),
+        *(*padding, pitch, input_scale, zero_point, low, high, codes.data_ptr()),
+    )
+    if bad:
+        raise NonFiniteError(f"{layer}: its input holds NaN or infinity, which no integer can stand for.", where=layer)
+    line = padded[1] * pitch
+    taps = _taps(tuple(kernel), tuple(dilation), line, pitch)
+    out, in_group, own = len(scale) // groups, channels // groups, len(panels) // groups
+    for group in range(groups):
+        failed = library.mixdq_product(
+            codes.data_ptr() + group * in_group,
+            *(batch, height, width),
+            *(padded[0] * line, stride[0] * line, stride[1] * pitch),
+            *(taps, len(taps), filled(in_group)),
+            *(_at(panels, group * own), num_bits, _at(zero_points, group * own * PANEL)),
+            *(out, _at(correction, group * out), _at(scale, group * out), _at(bias, group * out)),
+            *(y.data_ptr() + group * out * y.element_size(), native.DTYPES[dtype], len(scale)),
+            torch.get_num_threads(),
+        )
+        if failed:
+            raise MemoryError(f"{layer}: no memory for a panel of its weight")
+    return y
+
+
+@functools.cache
+def _taps(kernel: tuple[int, int], dilation: tuple[int, int], line: int, pitch: int) -> "ctypes.Array[ctypes.c_int64]":
+    """Return the bytes from a window's first position to each of its positions."""
+    offsets = [
+        row * dilation[0] * line + column * dilation[1] * pitch
+        for row in range(kernel[0])
+        for column in range(kernel[1])
+    ]
+    return (ctypes.c_int64 * len(offsets))(*offsets)
+
+
+def _output_size(
+    size: Sequence[int],
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+) -> tuple[int, int]:
+    height, width = ((size[i] + 2 * padding[i] - dilation[i] * (kernel[i] - 1) - 1) // stride[i] + 1 for i in (0, 1))
+    return height, width
+
+
+def _at(tensor: Tensor | None, index: int) -> int | None:
+    """Return the address of a tensor's row, or null."""
+    return None if tensor is None else tensor.data_ptr() + index * tensor.stride(0) * tensor.element_size()
+
+
+def _fake_linear(x: Tensor, *arguments: Any) -> Tensor:
+    return x.new_empty(*x.shape[:-1], len(arguments[3]), dtype=arguments[-2])
+
+
+def _fake_conv2d(x: Tensor, *arguments: Any) -> Tensor:
+    size = _output_size(x.shape[-2:], *arguments[6:10])
+    return x.new_empty(*x.shape[:-3], *size, len(arguments[3]), dtype=arguments[-2]).movedim(-1, -3)
+
+
+_LIBRARY.impl("cpu_linear", _linear, "CPU")
+_LIBRARY.impl("cpu_conv2d", _conv2d, "CPU")
+torch.library.register_fake("mixdq::cpu_linear", _fake_linear, lib=_LIBRARY)
+torch.library.register_fake("mixdq::cpu_conv2d", _fake_conv2d, lib=_LIBRARY)
