@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from mixdq.quant.packing import pack, unpack
-from mixdq.quant.weights import dequantize_weight, weight_codes
+from mixdq.quant.weights import dequantize_weight
 from mixdq.runtime.kernel import Kernel, KernelRequest
 from mixdq.runtime.kernels import native
 from mixdq.runtime.kernels.operators import ALIGNMENT, PANEL, filled
@@ -76,7 +75,9 @@ class _Integer:
     @classmethod
     def of(cls, request: KernelRequest, weight: QTensor, bias: Tensor | None, activation: QParams) -> "_Integer":
         groups = request.groups
-        codes = weight_codes(weight).reshape(groups, -1, weight.shape[1], torch.Size(weight.shape[2:]).numel())
+        per_row = torch.Size(weight.shape[1:]).numel()
+        codes = native.unpack(weight.codes, request.bits.weight, per_row)
+        codes = codes.reshape(groups, -1, weight.shape[1], torch.Size(weight.shape[2:]).numel())
         offsets = weight.qparams.zero_point
         columns = None if offsets is None else offsets.to(torch.int8).reshape(groups, -1)
         zero_point = 0 if activation.zero_point is None else int(activation.zero_point)
@@ -97,10 +98,12 @@ class _Integer:
         """Return the weight's codes as they were bound."""
         shape, num_bits, groups = self.request.weight_shape, self.request.bits.weight, self.request.groups
         depth, taps = filled(shape[1]), torch.Size(shape[2:]).numel()
-        panels = unpack(self.panels, num_bits, taps * depth * PANEL).reshape(len(self.panels), -1, PANEL, ALIGNMENT)
+        panels = native.unpack(self.panels, num_bits, taps * depth * PANEL).reshape(
+            len(self.panels), -1, PANEL, ALIGNMENT
+        )
         columns = panels.transpose(1, 2).reshape(groups, -1, taps, depth)[:, : shape[0] // groups, :, : shape[1]]
-        codes = columns.transpose(2, 3).reshape(shape)
-        return codes if num_bits == 8 else pack(codes.flatten(1), num_bits)
+        codes = columns.transpose(2, 3).reshape(shape).contiguous()
+        return codes if num_bits == 8 else native.pack(codes.flatten(1), num_bits)
 
     def __call__(self, x: Tensor, /) -> Tensor:
         request = self.request
@@ -143,7 +146,7 @@ def _panels(codes: Tensor, zero_points: Tensor | None, num_bits: int) -> Tensor:
     padded[..., :channels] = codes.transpose(2, 3)
     columns = _full_panels(padded, dim=1)
     panels = columns.reshape(-1, PANEL, taps * depth // ALIGNMENT, ALIGNMENT).transpose(1, 2)
-    return pack(panels.flatten(1).contiguous(), num_bits)
+    return native.pack(panels.flatten(1).contiguous(), num_bits)
 
 
 def _full_panels(tensor: Tensor, *, dim: int) -> Tensor:

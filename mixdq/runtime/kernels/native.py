@@ -16,6 +16,9 @@ import tempfile
 from pathlib import Path
 
 import torch
+from torch import Tensor
+
+from mixdq.quant.packing import packed_row_bytes
 
 SOURCE = Path(__file__).with_name("native.c")
 COMPILERS = ("cc", "gcc", "clang")
@@ -35,6 +38,8 @@ _SIGNATURES: dict[str, list[type]] = {
         *[_POINTER, _INT, _POINTER, _SIZE, _POINTER, _POINTER, _POINTER],
         *[_POINTER, _INT, _SIZE, _INT],
     ],
+    "mixdq_pack": [_POINTER, _SIZE, _SIZE, _INT, _POINTER],
+    "mixdq_unpack": [_POINTER, _SIZE, _SIZE, _INT, _POINTER],
 }
 
 
@@ -73,6 +78,31 @@ def trouble() -> str | None:
     except CompilerError as error:
         return str(error)
     return None
+
+
+def pack(codes: Tensor, num_bits: int) -> Tensor:
+    """Return what `mixdq.quant.packing.pack` does of codes [rows, columns] that fit, in a fraction of its time.
+
+    Raises:
+        CompilerError: there is no library.
+    """
+    if num_bits == 8:
+        return codes
+    codes = codes.contiguous()
+    rows, columns = codes.shape
+    packed = torch.empty(rows, packed_row_bytes(columns, num_bits), dtype=torch.uint8)
+    library().mixdq_pack(codes.data_ptr(), rows, columns, num_bits, packed.data_ptr())
+    return packed
+
+
+def unpack(packed: Tensor, num_bits: int, columns: int) -> Tensor:
+    """Return what `mixdq.quant.packing.unpack` does; raises as `pack`."""
+    if num_bits == 8:
+        return packed
+    packed = packed.contiguous()
+    codes = torch.empty(len(packed), columns, dtype=torch.int8)
+    library().mixdq_unpack(packed.data_ptr(), len(packed), columns, num_bits, codes.data_ptr())
+    return codes
 
 
 def description() -> str:

@@ -179,3 +179,4 @@ def test_panels_give_the_portable_codes_back(num_bits: int, shape: tuple[int, ..
     kernel = CPU.bind(request, part, None, ACTIVATION)
     assert isinstance(kernel, HoldingKernel)
     assert torch.equal(kernel.portable_codes(), part.codes)
+    assert kernel.portable_codes().is_contiguous()

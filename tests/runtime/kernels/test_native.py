@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from mixdq.quant import packing
 from mixdq.quant.affine import quantize
 from mixdq.runtime.kernels import native
 from mixdq.types.tensors import QParams, QuantSpec
@@ -89,3 +90,15 @@ def test_codes_equal_the_reference_on_every_float_of_sixteen_bits(dtype: torch.d
         )
         assert bad == 0
         assert torch.equal(codes.to(torch.int16) - 128, quantize(x, qparams).to(torch.int16))
+
+
+@pytest.mark.parametrize("num_bits", packing.PACKED_BITS)
+@pytest.mark.parametrize("columns", [1, 7, 8, 9, 63, 64, 65, 200])
+def test_packing_is_the_portable_layout_both_ways(num_bits: int, columns: int) -> None:
+    compiled()
+    half = 2 ** (num_bits - 1)
+    generator = torch.Generator().manual_seed(columns)
+    codes = torch.randint(-half, half, (5, columns), generator=generator).to(torch.int8)
+    packed = packing.pack(codes, num_bits)
+    assert torch.equal(native.pack(codes, num_bits), packed)
+    assert torch.equal(native.unpack(packed, num_bits, columns), codes)
