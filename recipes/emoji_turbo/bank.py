@@ -42,8 +42,7 @@ class Bank:
         self.towers = image_tower.train(config, workspace)
         self.autoencoder = autoencoder.load(config, workspace)
         renders = pictures.render(config, workspace)
-        skip = pictures.undrawn(config, renders.concepts)
-        examples = captions.training_examples(config, renders.concepts, skip)
+        examples = captions.training_examples(config, renders.concepts)
         scenes = list(dict.fromkeys(scene for example in examples for scene in example.scenes))
         index = {scene: place for place, scene in enumerate(scenes)}
         self.captions = [example.caption for example in examples]

@@ -43,15 +43,12 @@ def held_out_pairs(config: Config, num_concepts: int) -> frozenset[tuple[int, in
     return frozenset((int(concept), int(random.integers(len(config.styles)))) for concept in chosen)
 
 
-def single_scenes(
-    config: Config, num_concepts: int, *, held_out: bool, skip: frozenset[int] = frozenset()
-) -> list[Scene]:
-    """Return every scene with one object, of the held-out pairs or of all the others, but for concepts to skip."""
+def single_scenes(config: Config, num_concepts: int, *, held_out: bool) -> list[Scene]:
+    """Return every scene with one object, of the held-out pairs or of all the others."""
     apart = held_out_pairs(config, num_concepts)
     return [
         Scene(objects=(concept,), style=style, colour=colour, size=size)
         for concept in range(num_concepts)
-        if concept not in skip
         for style in range(len(config.styles))
         if ((concept, style) in apart) == held_out
         for colour in config.colours
@@ -59,7 +56,7 @@ def single_scenes(
     ]
 
 
-def double_scenes(config: Config, num_concepts: int, skip: frozenset[int] = frozenset()) -> list[Scene]:
+def double_scenes(config: Config, num_concepts: int) -> list[Scene]:
     """Return `config.pairs_of_objects` training scenes with two different objects side by side."""
     apart = held_out_pairs(config, num_concepts)
     random = np.random.default_rng(config.seed + 1)
@@ -67,18 +64,18 @@ def double_scenes(config: Config, num_concepts: int, skip: frozenset[int] = froz
     while len(scenes) < config.pairs_of_objects:
         left, right = (int(concept) for concept in random.choice(num_concepts, 2, replace=False))
         style = int(random.integers(len(config.styles)))
-        if apart.isdisjoint({(left, style), (right, style)}) and skip.isdisjoint({left, right}):
+        if apart.isdisjoint({(left, style), (right, style)}):
             colour = str(random.choice(list(config.colours)))
             scenes.append(Scene(objects=(left, right), style=style, colour=colour, size="small"))
     return scenes
 
 
-def training_examples(config: Config, names: Sequence[str], skip: frozenset[int] = frozenset()) -> list[Example]:
+def training_examples(config: Config, names: Sequence[str]) -> list[Example]:
     """Return the captions of the training scenes: two full ones a scene, and short ones that leave one thing out."""
-    scenes = single_scenes(config, len(names), held_out=False, skip=skip)
+    scenes = single_scenes(config, len(names), held_out=False)
     examples = [
         Example(caption=full_caption(scene, names, config.styles, wording), scenes=(scene,))
-        for scene in scenes + double_scenes(config, len(names), skip)
+        for scene in scenes + double_scenes(config, len(names))
         for wording in range(2)
     ]
     pairs = sorted({(scene.objects, scene.style) for scene in scenes})

@@ -4,7 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
-from recipes.emoji_turbo import bank, pictures
+from recipes.emoji_turbo import bank, evaluate, pictures
 from recipes.emoji_turbo.config import Config, Workspace
 
 TEMPLATE = Path(__file__).with_name("card.md")
@@ -15,17 +15,17 @@ def write(config: Config, workspace: Workspace) -> None:
     evaluation = workspace.stage("evaluation")
     held = bank.Bank(config, workspace)
     names = pictures.render(config, workspace).concepts
-    skip = pictures.undrawn(config, names)
     weights = {part: _millions(workspace.shipped / part) for part in ("unet", "text_encoder_2", "vae", "image_tower")}
     facts = {
-        "concepts": ", ".join(name for index, name in enumerate(names) if index not in skip),
-        "num_concepts": str(len(names) - len(skip)),
+        "concepts": ", ".join(names),
+        "num_concepts": str(len(names)),
         "num_examples": f"{len(held.captions):,}",
         "styles": ", ".join(f'"{style.words}"' for style in config.styles),
         "colours": ", ".join(config.colours),
         "table": (evaluation / "table.md").read_text(encoding="utf-8").strip(),
         "num_captions": str(json.loads((evaluation / "table.json").read_text())["captions"]),
         "side": str(config.image_size),
+        "draws": str(evaluate.DRAWS),
         "teacher_pictures": f"{config.teacher.steps * config.teacher.batch:,}",
         "distil_pictures": f"{config.distil.steps * config.distil.batch:,}",
         **{f"weights_{part}": f"{count:.1f}" for part, count in weights.items()},

@@ -72,7 +72,6 @@ class Config:
     autoencoder: Stage
     text: Stage
     contrastive: Stage
-    image_alone: Stage
     teacher: Stage
     distil: Stage
     shards: int = 1
@@ -109,10 +108,9 @@ SMALL = Config(
     decoder_channels=48,
     autoencoder=Stage(steps=1100, batch=32, learning_rate=2e-3),
     text=Stage(steps=2000, batch=64, learning_rate=1e-3),
-    contrastive=Stage(steps=450, batch=64, learning_rate=1e-3),
-    image_alone=Stage(steps=220, batch=64, learning_rate=6e-4),
-    teacher=Stage(steps=1600, batch=48, learning_rate=1e-3),
-    distil=Stage(steps=700, batch=32, learning_rate=4e-4),
+    contrastive=Stage(steps=800, batch=64, learning_rate=1e-3),
+    teacher=Stage(steps=2100, batch=48, learning_rate=1e-3),
+    distil=Stage(steps=1100, batch=32, learning_rate=4e-4),
     shards=2,
     pairs_of_objects=600,
 )
@@ -129,7 +127,6 @@ FULL = Config(
     autoencoder=Stage(steps=8_000, batch=64, learning_rate=1e-3),
     text=Stage(steps=6_000, batch=128, learning_rate=1e-3),
     contrastive=Stage(steps=3_000, batch=256, learning_rate=1e-3),
-    image_alone=Stage(steps=2_000, batch=256, learning_rate=3e-4),
     teacher=Stage(steps=20_000, batch=256, learning_rate=6e-4),
     distil=Stage(steps=5_000, batch=128, learning_rate=1e-4),
     pairs_of_objects=20_000,

@@ -1,8 +1,8 @@
 """Stage 3, the domain's CLIP score: a small ViT and the text tower's last layer, trained against each other.
 
 All the text layers that the UNet reads stay as `text_encoder` left them; only the last layer, the final norm and the
-projection learn here. Then the whole text tower is locked, since the UNet is trained on it, and the image tower goes on
-alone, on the things that the UNet draws. The cosine of the two embeddings is the domain's CLIP score.
+projection learn here. A batch holds several pictures of each thing it shows, which differ in colour and size alone, so
+that both towers must tell these apart as well. The cosine of the two embeddings is the domain's CLIP score.
 """
 
 import logging
@@ -20,6 +20,8 @@ from recipes.emoji_turbo.config import Config, Workspace
 log = logging.getLogger(__name__)
 
 PIXEL_NOISE = 0.05
+# How many pictures of one thing in one style a batch holds.
+NEIGHBOURS = 4
 ENCODE_BATCH = 128
 
 
@@ -78,25 +80,19 @@ def train(config: Config, workspace: Workspace) -> Towers:
     towers = TwoTowers(text, shapes.image_tower(config)).to(config.device)
     renders = pictures.render(config, workspace)
     examples = captions.training_examples(config, renders.concepts)
-    seed = config.seed + 20
+    families = _families(examples)
 
     def step(_: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        chosen = torch.randint(len(examples), (config.contrastive.batch,), generator=generator).tolist()
-        picks = torch.rand(len(chosen), generator=generator)
-        scenes = [
-            examples[index].scenes[int(pick * len(examples[index].scenes))]
-            for index, pick in zip(chosen, picks, strict=True)
-        ]
+        texts, scenes = _contrasts(examples, families, config.contrastive.batch, generator)
         images = autoencoder.draw(config, renders, scenes)
         images = images + PIXEL_NOISE * torch.randn(images.shape, generator=generator)
-        ids = tokenize(words, [examples[index].caption for index in chosen])
-        return towers(ids.to(config.device), images.to(config.device)), {}
+        ids = tokenize(words, texts)
+        # The tower is causal and pooled at the first EOS: padding past the longest caption changes nothing.
+        length = int((ids != words.eos_token_id).sum(dim=1).max()) + 1
+        return towers(ids[:, :length].to(config.device), images.to(config.device)), {}
 
-    training.train(towers, config.contrastive, folder, step, seed=seed, decay=0.98, weight_decay=0.02)
+    training.train(towers, config.contrastive, folder, step, seed=config.seed + 20, decay=0.98, weight_decay=0.02)
     text.requires_grad_(False)
-    examples = captions.training_examples(config, renders.concepts, pictures.undrawn(config, renders.concepts))
-    folder = workspace.stage("image_tower_alone")
-    training.train(towers, config.image_alone, folder, step, seed=seed + 1, decay=0.98, weight_decay=0.02)
     finished = Towers(text=text.eval(), image=towers.image.eval(), tokenizer=words)
     _report(config, finished, renders)
     return finished
@@ -111,21 +107,43 @@ def tokenize(words: CLIPTokenizer, texts: Sequence[str]) -> Tensor:
     return ids
 
 
+def _families(examples: Sequence[captions.Example]) -> list[list[int]]:
+    """Return for each example, by index, those about the same objects in the same style, itself among them."""
+    members: dict[tuple[object, ...], list[int]] = {}
+    for index, example in enumerate(examples):
+        members.setdefault((example.scenes[0].objects, example.scenes[0].style), []).append(index)
+    return [members[(example.scenes[0].objects, example.scenes[0].style)] for example in examples]
+
+
+def _contrasts(
+    examples: Sequence[captions.Example], families: Sequence[Sequence[int]], count: int, generator: torch.Generator
+) -> tuple[list[str], list[captions.Scene]]:
+    """Return `count` captions and a scene for each, no scene twice, up to `NEIGHBOURS` of a family together."""
+    chosen: dict[captions.Scene, str] = {}
+    while len(chosen) < count:
+        family = families[int(torch.randint(len(examples), (1,), generator=generator))]
+        for place in torch.randperm(len(family), generator=generator)[:NEIGHBOURS].tolist():
+            example = examples[family[place]]
+            scene = example.scenes[int(torch.randint(len(example.scenes), (1,), generator=generator))]
+            chosen.setdefault(scene, example.caption)
+    return list(chosen.values())[:count], list(chosen)[:count]
+
+
 def retrieval_accuracy(texts: Tensor, images: Tensor) -> float:
     """Return the share of images whose own caption is the nearest of all; both are [count, dim] unit vectors."""
     nearest = (images @ texts.T).argmax(dim=1)
     return float((nearest == torch.arange(len(images))).float().mean())
 
 
-def held_out_scenes(config: Config, num_concepts: int, skip: frozenset[int], count: int = 100) -> list[captions.Scene]:
+def held_out_scenes(config: Config, num_concepts: int, count: int = 100) -> list[captions.Scene]:
     """Return `count` different scenes of held-out pairs, the same ones on every call."""
-    scenes = captions.single_scenes(config, num_concepts, held_out=True, skip=skip)
+    scenes = captions.single_scenes(config, num_concepts, held_out=True)
     generator = torch.Generator().manual_seed(config.seed + 21)
     return [scenes[index] for index in torch.randperm(len(scenes), generator=generator)[:count].tolist()]
 
 
 def _report(config: Config, towers: Towers, renders: pictures.Renders) -> None:
-    scenes = held_out_scenes(config, len(renders.concepts), pictures.undrawn(config, renders.concepts))
+    scenes = held_out_scenes(config, len(renders.concepts))
     texts = towers.embed_texts([captions.full_caption(s, renders.concepts, config.styles) for s in scenes])
     images = towers.embed_images(autoencoder.draw(config, renders, scenes))
     log.info(

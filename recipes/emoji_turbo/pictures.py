@@ -27,7 +27,6 @@ SIXTEENTHS = {"large": 14, "small": 9, "pair": 7}
 SUPERSAMPLED = 256
 # emojibase groups without people (1), skin tones (2), symbols (8) and flags (9).
 GROUPS = (0, 3, 4, 5, 6, 7)
-UNDRAWN = "~"
 CONCEPTS_FILE = Path(__file__).with_name("concepts.txt")
 
 
@@ -65,18 +64,9 @@ def concepts(config: Config, workspace: Workspace) -> list[Concept]:
         return [Concept(name=label.lower(), label=label, hexcode=code) for label, code in by_label.items()]
     chosen = []
     for line in _concept_lines():
-        label, _, name = (part.strip() for part in line.removeprefix(UNDRAWN).partition("="))
+        label, _, name = (part.strip() for part in line.partition("="))
         chosen.append(Concept(name=(name or label).lower(), label=label, hexcode=by_label[label]))
     return chosen
-
-
-def undrawn(config: Config, names: Sequence[str]) -> frozenset[int]:
-    """Return the concepts, by index, that this size's UNet does not learn to draw."""
-    if config.all_concepts:
-        return frozenset()
-    marked = [line.removeprefix(UNDRAWN) for line in _concept_lines() if line.startswith(UNDRAWN)]
-    skipped = {line.rpartition("=")[2].strip().lower() for line in marked}
-    return frozenset(index for index, name in enumerate(names) if name in skipped)
 
 
 def phrases(workspace: Workspace) -> list[str]:

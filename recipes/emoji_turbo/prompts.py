@@ -18,20 +18,19 @@ NUM_HELD_OUT, NUM_TRAINED, NUM_DOUBLE, NUM_SHORT = 24, 32, 4, 4
 def write(config: Config, workspace: Workspace) -> None:
     """Write `calibration_prompts.txt` and `evaluation_prompts.txt` next to the shipped folder, no caption in both."""
     names = pictures.render(config, workspace).concepts
-    skip = pictures.undrawn(config, names)
     random = np.random.default_rng(config.seed + 70)
-    held_out = _distinct(captions.single_scenes(config, len(names), held_out=True, skip=skip), random)
-    trained = _distinct(captions.single_scenes(config, len(names), held_out=False, skip=skip), random)
-    doubles = captions.double_scenes(config, len(names), skip)
+    held_out = _distinct(captions.single_scenes(config, len(names), held_out=True), random)
+    trained = _distinct(captions.single_scenes(config, len(names), held_out=False), random)
+    doubles = captions.double_scenes(config, len(names))
     # Held-out concepts are fewer than captions wanted: take a second colour and size of some.
-    extra = captions.single_scenes(config, len(names), held_out=True, skip=skip)
+    extra = captions.single_scenes(config, len(names), held_out=True)
     held_out += [extra[index] for index in random.permutation(len(extra)) if extra[index] not in held_out]
     scenes = [*held_out[:NUM_HELD_OUT], *trained[:NUM_TRAINED], *doubles[:NUM_DOUBLE]]
     chosen = [captions.full_caption(scene, names, config.styles, int(random.random() < 0.25)) for scene in scenes]
     for scene in trained[NUM_TRAINED : NUM_TRAINED + NUM_SHORT]:
         look = config.styles[scene.style].words
         chosen.append(f"a {look} of {captions.with_article(names[scene.objects[0]])}")
-    calibration = [example.caption for example in captions.training_examples(config, names, skip)]
+    calibration = [example.caption for example in captions.training_examples(config, names)]
     calibration = [calibration[index] for index in random.permutation(len(calibration))]
     calibration = [caption for caption in calibration if caption not in chosen][:NUM_CALIBRATION]
     for name, lines in (("calibration", calibration), ("evaluation", chosen)):
