@@ -9,9 +9,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from mixdq.quant.weights import dequantize_weight
+from mixdq.runtime.backends.reference import WeightOnly
 from mixdq.runtime.kernel import Kernel, KernelRequest
 from mixdq.runtime.kernels import native
 from mixdq.runtime.kernels.operators import ALIGNMENT, PANEL, filled
@@ -56,7 +55,7 @@ class CpuBackend:
     def bind(self, request: KernelRequest, weight: QTensor, bias: Tensor | None, activation: QParams | None) -> Kernel:
         """Return a kernel with the weight in panels."""
         if activation is None:
-            return _WeightOnly(request, weight, bias)
+            return WeightOnly(request, weight, bias)
         return _Integer.of(request, weight, bias, activation)
 
 
@@ -116,23 +115,6 @@ class _Integer:
             geometry = (request.weight_shape[2:], request.stride, request.padding, request.dilation, request.groups)
             y = torch.ops.mixdq.cpu_conv2d(x, *weight, *geometry, *facts)
         return y
-
-
-@dataclass(frozen=True)
-class _WeightOnly:
-    request: KernelRequest
-    weight: QTensor
-    bias: Tensor | None
-
-    def __call__(self, x: Tensor, /) -> Tensor:
-        request = self.request
-        weight = dequantize_weight((self.weight,)).to(x.dtype)
-        bias = None if self.bias is None else self.bias.to(x.dtype)
-        if request.op == "linear":
-            y = functional.linear(x, weight, bias)
-        else:
-            y = functional.conv2d(x, weight, bias, request.stride, request.padding, request.dilation, request.groups)
-        return y.to(request.output_dtype)
 
 
 def _panels(codes: Tensor, zero_points: Tensor | None, num_bits: int) -> Tensor:

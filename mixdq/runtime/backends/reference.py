@@ -42,7 +42,7 @@ class ReferenceBackend:
     def bind(self, request: KernelRequest, weight: QTensor, bias: Tensor | None, activation: QParams | None) -> Kernel:
         """Return a kernel that keeps the codes packed and unpacks them on every call."""
         if activation is None:
-            return _WeightOnly(request, weight, bias)
+            return WeightOnly(request, weight, bias)
         return _Integer(request, weight, bias, activation)
 
 
@@ -80,12 +80,15 @@ class _Integer:
 
 
 @dataclass(frozen=True)
-class _WeightOnly:
+class WeightOnly:
+    """The float product with the dequantized weight: any backend's answer where it has nothing better."""
+
     request: KernelRequest
     weight: QTensor
     bias: Tensor | None
 
     def __call__(self, x: Tensor, /) -> Tensor:
+        """Return the product in the request's output dtype."""
         request = self.request
         weight = dequantize_weight((self.weight,)).to(x.dtype)
         bias = None if self.bias is None else self.bias.to(x.dtype)

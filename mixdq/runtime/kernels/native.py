@@ -166,7 +166,10 @@ def _cache() -> Path:
     folder = (Path(root) if root else Path.home() / ".cache") / "mixdq"
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        if os.access(folder, os.W_OK) and (os.name != "posix" or folder.stat().st_uid == os.getuid()):
+        facts = folder.stat()
+        # What others can write to could hold a library of theirs.
+        own = os.name != "posix" or (facts.st_uid == os.getuid() and not facts.st_mode & 0o022)
+        if own and os.access(folder, os.W_OK):
             return folder
     except OSError:
         pass

@@ -41,6 +41,15 @@ def test_it_is_compiled_once_into_a_folder_of_the_user_alone(fresh) -> None:
     assert [path.stat().st_mtime_ns for path in fresh.iterdir()] == [before]
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="permissions are a POSIX matter")
+def test_a_folder_that_others_can_write_to_is_not_used(fresh) -> None:
+    fresh.mkdir()
+    fresh.chmod(0o777)
+    assert native._cache() != fresh
+    fresh.chmod(0o700)
+    assert native._cache() == fresh
+
+
 def test_without_a_compiler_the_reason_says_what_to_install(fresh, monkeypatch) -> None:
     monkeypatch.setenv("CC", "no-such-compiler")
     assert "no C compiler found (no-such-compiler)" in str(native.trouble())
