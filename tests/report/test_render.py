@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -25,6 +26,23 @@ def test_nothing_is_written_where_a_picture_is_missing(facts: ReportFacts, tmp_p
     with pytest.raises(ArtifactFormatError):
         render(broken, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_what_a_killed_process_left_is_gone_after_the_next_report(facts, tmp_path, monkeypatch) -> None:
+    out = tmp_path / "run"
+    with monkeypatch.context() as killed:
+        # A process killed while it waits for the disk removes nothing.
+        killed.setattr(os, "fsync", _die)
+        killed.setattr(Path, "unlink", lambda *_, **__: None)
+        with pytest.raises(KeyboardInterrupt):
+            render(facts, out)
+    assert [path for path in out.rglob(".*") if path.is_file()]
+    render(facts, out)
+    assert not [path for path in out.rglob(".*") if path.is_file()]
+
+
+def _die(handle: int) -> None:
+    raise KeyboardInterrupt
 
 
 def test_report_needs_no_torch() -> None:
