@@ -17,8 +17,6 @@ from mixdq.runtime.kernels.operators import ALIGNMENT, PANEL, filled
 from mixdq.types.plan import FLOAT_BITS
 from mixdq.types.tensors import QParams, QTensor
 
-OFFSET = 128
-"""What is added to a code to make it an unsigned byte."""
 MAX_DEPTH = (2**31 - 1) // (255 * 128)
 """The longest sum that no int32 can overflow."""
 
@@ -66,10 +64,10 @@ class _Integer:
     request: KernelRequest
     panels: Tensor
     zero_points: Tensor | None
-    correction: Tensor
+    sums: Tensor
     scale: Tensor
     bias: Tensor | None
-    input: tuple[float, int, int, int]
+    input: tuple[Tensor, Tensor, int, int]
 
     @classmethod
     def of(cls, request: KernelRequest, weight: QTensor, bias: Tensor | None, activation: QParams) -> "_Integer":
@@ -79,7 +77,7 @@ class _Integer:
         codes = codes.reshape(groups, -1, weight.shape[1], torch.Size(weight.shape[2:]).numel())
         offsets = weight.qparams.zero_point
         columns = None if offsets is None else offsets.to(torch.int8).reshape(groups, -1)
-        zero_point = 0 if activation.zero_point is None else int(activation.zero_point)
+        zero_point = torch.zeros(()) if activation.zero_point is None else activation.zero_point
         sums = codes.sum(dim=(2, 3), dtype=torch.int64)
         if columns is not None:
             sums = sums - codes.shape[2:].numel() * columns.to(torch.int64)
@@ -87,10 +85,14 @@ class _Integer:
             request=request,
             panels=_panels(codes, columns, request.bits.weight),
             zero_points=None if columns is None else _full_panels(columns, dim=1).reshape(-1),
-            correction=((zero_point + OFFSET) * sums).to(torch.int32).reshape(-1),
+            sums=sums.to(torch.int32).reshape(-1),
             scale=(weight.qparams.scale.reshape(-1) * activation.scale).to(torch.float32),
             bias=None if bias is None else bias.detach().to(torch.float32).contiguous(),
-            input=(float(activation.scale), zero_point, activation.spec.code_min, activation.spec.code_max),
+            input=(
+                activation.scale.to(torch.float32).reshape(1),
+                zero_point.to(torch.int32).reshape(1),
+                *(activation.spec.code_min, activation.spec.code_max),
+            ),
         )
 
     def portable_codes(self) -> Tensor:
@@ -106,7 +108,7 @@ class _Integer:
 
     def __call__(self, x: Tensor, /) -> Tensor:
         request = self.request
-        weight = (self.panels, self.zero_points, self.correction, self.scale, self.bias, request.bits.weight)
+        weight = (self.panels, self.zero_points, self.sums, self.scale, self.bias, request.bits.weight)
         facts = (*self.input, request.output_dtype, request.layer)
         y: Tensor
         if request.op == "linear":
@@ -118,7 +120,7 @@ class _Integer:
 
 
 def _panels(codes: Tensor, zero_points: Tensor | None, num_bits: int) -> Tensor:
-    """Return codes int8 [groups, out, in, taps] in the order of native.c: [groups * panels, bytes of a panel]."""
+    """Return codes int8 [groups, out, in, taps] in the order of c/weights.h: [groups * panels, bytes of a panel]."""
     channels, taps = codes.shape[2:]
     depth = filled(channels)
     # What does not exist weighs nothing: its code is the zero point.

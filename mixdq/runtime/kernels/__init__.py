@@ -1,1 +1,1 @@
-"""Compiled kernels. `native.c` holds the CPU's, `native` makes a library of it on the machine that runs it."""
+"""Compiled kernels. `c` holds the CPU's, `native` makes a library of them on the machine that runs it."""

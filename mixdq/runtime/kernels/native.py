@@ -1,4 +1,4 @@
-"""The library of `native.c`: compiled once on the machine that runs it, kept, and loaded.
+"""The library of the C files beside this one: compiled once on the machine that runs it, kept, and loaded.
 
 A compiler is looked for where the variable CC says, else `cc`, `gcc`, `clang`. The library lies in the user's cache
 folder under a name made of its source, its compiler and the processor, so that nothing stale is ever loaded.
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from mixdq.quant.packing import packed_row_bytes
 
-SOURCE = Path(__file__).with_name("native.c")
+FOLDER = Path(__file__).with_name("c")
 COMPILERS = ("cc", "gcc", "clang")
 # No option here may change a float's last bit: quantizing must give the reference's codes.
 OPTIONS = ("-std=gnu11", "-O3", "-fPIC", "-shared", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off")
@@ -28,14 +28,15 @@ SECONDS_TO_COMPILE = 120
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 """Float dtypes that the kernels read and write -> the number by which they know them."""
 
-_POINTER, _SIZE, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
+_POINTER, _SIZE, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
 _SIGNATURES: dict[str, list[type]] = {
-    "mixdq_has_vnni": [],
-    "mixdq_quantize": [_POINTER, _INT, *[_SIZE] * 11, _FLOAT, _INT, _INT, _INT, _POINTER],
+    "mixdq_way": [],
+    "mixdq_quantize": [_POINTER, _INT, *[_SIZE] * 11, _POINTER, _POINTER, _INT, _INT, _INT, _POINTER],
     "mixdq_product": [
         *[_POINTER, *[_SIZE] * 6],
         *[_POINTER, _SIZE, _SIZE],
         *[_POINTER, _INT, _POINTER, _SIZE, _POINTER, _POINTER, _POINTER],
+        *[_POINTER, _POINTER, _SIZE],
         *[_POINTER, _INT, _SIZE, _INT],
     ],
     "mixdq_pack": [_POINTER, _SIZE, _SIZE, _INT, _POINTER],
@@ -56,17 +57,18 @@ def library() -> ctypes.CDLL:
     """
     compiler = _compiler()
     options = [*OPTIONS, *_options_here(compiler)]
-    facts = [SOURCE.read_bytes(), _version(compiler), " ".join(options).encode(), _processor().encode()]
+    facts = [*(path.read_bytes() for path in sorted(FOLDER.iterdir())), _version(compiler), " ".join(options).encode(), _processor().encode()]
     path = _cache() / f"native-{hashlib.sha256(b'/'.join(facts)).hexdigest()[:20]}.so"
     loaded = _load(path) if path.exists() else None
     if loaded is None:
-        _compile([*compiler, *options, str(SOURCE)], path)
+        _compile([*compiler, *options, *map(str, sorted(FOLDER.glob("*.c")))], path)
         loaded = _load(path)
     if loaded is None:
         raise CompilerError(f"{' '.join(compiler)} made {path}, which cannot be loaded")
     for name, arguments in _SIGNATURES.items():
         function = getattr(loaded, name)
         function.argtypes, function.restype = arguments, ctypes.c_int
+    loaded.mixdq_way.restype = ctypes.c_char_p
     return loaded
 
 
@@ -110,7 +112,8 @@ def description() -> str:
     reason = trouble()
     if reason:
         return f"none: {reason}"
-    return "AVX512-VNNI dot products" if library().mixdq_has_vnni() else "plain C, for lack of AVX512-VNNI"
+    way: bytes = library().mixdq_way()
+    return way.decode()
 
 
 def _load(path: Path) -> ctypes.CDLL | None:
@@ -183,5 +186,5 @@ def _compile(words: list[str], path: Path) -> None:
         done = _run([*words, "-o", str(made), "-lm"])
         if done.returncode != 0:
             first = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr.strip()[:200])
-            raise CompilerError(f"{words[0]} failed on {SOURCE.name}: {first}")
+            raise CompilerError(f"{words[0]} failed on the kernels: {first}")
         os.replace(made, path)

@@ -3,7 +3,7 @@
     mixdq::cpu_linear  x [..., in]                          -> [..., out]
     mixdq::cpu_conv2d  x [(batch,) in, height, width]       -> [(batch,) out, height, width], channels last
 
-Both quantize x and multiply; the weight comes as panels (see `native.c`), its facts as `[groups * columns]` tensors.
+Both quantize x and multiply; the weight comes as panels (see `c/weights.h`), its facts as `[groups * columns]` tensors.
 Importing this module registers them.
 """
 
@@ -19,12 +19,12 @@ from mixdq.errors import NonFiniteError
 from mixdq.runtime.kernels import native
 
 PANEL = 32
-"""Output channels of a panel: NR of native.c."""
+"""Output channels of a panel: NR of c/weights.h."""
 ALIGNMENT = 4
 """Bytes that a dot-product instruction reads of a row at once; channels are filled up to a multiple."""
 
-_WEIGHT = "Tensor panels, Tensor? zero_points, Tensor correction, Tensor scale, Tensor? bias, int num_bits"
-_INPUT = "float input_scale, int zero_point, int low, int high, ScalarType dtype, str layer"
+_WEIGHT = "Tensor panels, Tensor? zero_points, Tensor sums, Tensor scale, Tensor? bias, int num_bits"
+_INPUT = "Tensor input_scale, Tensor input_zero_point, int low, int high, ScalarType dtype, str layer"
 _LIBRARY: Any = torch.library.Library("mixdq", "DEF")  # type: ignore[no-untyped-call]
 _LIBRARY.define(f"cpu_linear(Tensor x, {_WEIGHT}, {_INPUT}) -> Tensor")
 _LIBRARY.define(
@@ -55,7 +55,7 @@ def _product(
     x: Tensor,
     panels: Tensor,
     zero_points: Tensor | None,
-    correction: Tensor,
+    sums: Tensor,
     scale: Tensor,
     bias: Tensor | None,
     num_bits: int,
@@ -64,8 +64,8 @@ def _product(
     padding: tuple[int, int],
     dilation: tuple[int, int],
     groups: int,
-    input_scale: float,
-    zero_point: int,
+    input_scale: Tensor,
+    input_zero_point: Tensor,
     low: int,
     high: int,
     dtype: torch.dtype,
@@ -87,7 +87,7 @@ def _product(
     bad = library.mixdq_quantize(
         *(x.data_ptr(), native.DTYPES[x.dtype], batch, channels, *size),
         *x.stride(),
-        *(*padding, pitch, input_scale, zero_point, low, high, codes.data_ptr()),
+        *(*padding, pitch, input_scale.data_ptr(), input_zero_point.data_ptr(), 0, low, high, codes.data_ptr()),
     )
     if bad:
         raise NonFiniteError(f"{layer}: its input holds NaN or infinity, which no integer can stand for.", where=layer)
@@ -101,7 +101,8 @@ def _product(
             *(padded[0] * line, stride[0] * line, stride[1] * pitch),
             *(taps, len(taps), filled(in_group)),
             *(_at(panels, group * own), num_bits, _at(zero_points, group * own * PANEL)),
-            *(out, _at(correction, group * out), _at(scale, group * out), _at(bias, group * out)),
+            *(out, _at(sums, group * out), _at(scale, group * out), _at(bias, group * out)),
+            *(input_zero_point.data_ptr(), None, 0),
             *(y.data_ptr() + group * out * y.element_size(), native.DTYPES[dtype], len(scale)),
             torch.get_num_threads(),
         )

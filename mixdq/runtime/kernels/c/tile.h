@@ -1,0 +1,35 @@
+/* A tile of a product, and the machines' ways to compute one: this file picks the best that the compiler may use.
+ *
+ * Each way defines MR, the most rows of a tile, WAY, its name, and mixdq_tile, which is called with a constant `rows`, so
+ * that its loops unroll and the sums stay in registers.
+ */
+#ifndef MIXDQ_TILE_H
+#define MIXDQ_TILE_H
+
+#include "numbers.h"
+#include "weights.h"
+
+typedef struct {
+    int64_t taps, depth;        /* sums run over taps * depth bytes, depth a multiple of 4 */
+    const int64_t *tap_offsets; /* bytes from a row's address to each tap's */
+    int64_t pitch;              /* bytes from a row's address to the next one's */
+    int64_t columns;            /* of this panel that exist: 1 to NR */
+    const int32_t *sums;        /* of the weight, one a column */
+    const float *scale, *bias;  /* one a column; bias may be null */
+    const int32_t *zero_points; /* of x: the first row's */
+    const float *row_scales;    /* the first row's; null where `scale` is all */
+    int own;                    /* nonzero where every row has a zero point and a scale of its own, not the first row's */
+    int dtype;                  /* of y */
+    int64_t row_stride;         /* of y, in elements */
+} Tile;
+
+/* What a byte of x exceeds the code's distance from zero by. */
+static inline int32_t offset_of(const Tile *tile, int row) { return tile->zero_points[tile->own ? row : 0] + 128; }
+
+#if defined(__AVX512VNNI__) && defined(__AVX512BW__)
+#include "tile_avx512.h"
+#else
+#include "tile_plain.h"
+#endif
+
+#endif
