@@ -26,12 +26,20 @@ class Shape:
     @property
     def operations(self) -> int:
         """Multiplications and additions of one call."""
+        return 2 * self.rows * torch.Size(self.weight).numel()
+
+    @property
+    def outputs(self) -> int:
+        """Elements that come out."""
+        return self.rows * self.weight[0]
+
+    @property
+    def rows(self) -> int:
+        """Vectors or pixels that come out."""
         if self.op == "linear":
-            rows = torch.Size(self.input[:-1]).numel()
-        else:
-            # Every convolution of SDXL keeps the size, or halves it where it strides.
-            rows = self.input[0] * (self.input[2] // self.stride) * (self.input[3] // self.stride)
-        return 2 * rows * torch.Size(self.weight).numel()
+            return torch.Size(self.input[:-1]).numel()
+        # Every convolution of SDXL keeps the size, or halves it where it strides.
+        return self.input[0] * (self.input[2] // self.stride) * (self.input[3] // self.stride)
 
     def __str__(self) -> str:
         into = "x".join(map(str, self.input[:-1])) if self.op == "linear" else "x".join(map(str, self.input[2:]))

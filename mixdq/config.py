@@ -142,7 +142,7 @@ class ConversionConfig(_Section):
     `backend` is a name or "auto", the fastest that can run each layer; see `mixdq doctor`.
     """
 
-    backend: str = "reference"
+    backend: str = "auto"
     symmetric: bool = True
     rounding: str = "nearest"
 

@@ -11,10 +11,14 @@ import torch
 from torch import nn
 
 from mixdq.conversion.check import FLOAT, check_denoiser, check_plan, plan_error
+from mixdq.errors import NoBackendError
 from mixdq.quant.bos import BosRow
 from mixdq.quant.qparams import activation_qparams
 from mixdq.quant.weights import quantize_weight
+from mixdq.runtime.backends.cpu import CpuBackend
+from mixdq.runtime.between import use_cpu_kernels
 from mixdq.runtime.conv2d import QuantizedConv2d
+from mixdq.runtime.heap import HEAP
 from mixdq.runtime.layout import LayerLayout
 from mixdq.runtime.linear import QuantizedLinear
 from mixdq.runtime.requests import kernel_requests
@@ -45,13 +49,14 @@ def convert(
 ) -> Receipt:
     """Quantize a denoiser in place and return what was done, layer by layer.
 
-    Layers of W16A16 stay as they are. `backend` is "auto" or a name; `rounding` one of `mixdq.quant.rounding`.
+    Layers of W16A16 stay as they are. `backend` is "auto" or a name; `rounding` one of `mixdq.quant.rounding`. Where
+    layers run on the CPU's kernels, so does the attention between them.
     An exception from `progress` (Ctrl-C) leaves the denoiser half converted, for the float weights are gone.
 
     Raises, before anything is touched:
         PlanError: the plan, the table, the record and the denoiser disagree.
         NonFiniteError: a weight holds NaN or infinity.
-        NoBackendError: nobody runs one of the layers.
+        NoBackendError: nobody runs one of the layers; the first is named, and how many more there are.
         ConfigError: there is no such backend.
     """
     check_plan(plan, table, record)
@@ -61,13 +66,18 @@ def convert(
     receipts = []
     for done, spec in enumerate(table, start=1):
         if spec.name in layouts:
+            freed = modules[spec.name].weight.nbytes
             successor = _successor(modules.pop(spec.name), spec, layouts[spec.name], record, backend, rounding)
             _replace(denoiser, spec.name, successor)
+            HEAP.freed(freed)
             receipts.append(_receipt(spec, layouts[spec.name].bits, successor, choices[spec.name]))
         else:
             receipts.append(_receipt(spec, FLOAT, denoiser.get_submodule(spec.name), None))
         log.debug("%s: %s", spec.name, receipts[-1].bits)
         progress(done, len(table), "conversion")
+    HEAP.give_back()
+    if any(CpuBackend.name in names.split(", ") for names, _ in choices.values()):
+        log.info("attention and gates: %d on the CPU's own kernels", use_cpu_kernels(denoiser))
     receipt = Receipt(plan=plan.name, layers=tuple(receipts))
     log.info(
         "converted %d of %d layers: %d bytes, before %d",
@@ -88,7 +98,7 @@ def _choose(
 ) -> dict[str, Choice]:
     """Return layer -> the backend that will run it here, and who refused before."""
     choices: dict[str, Choice] = {}
-    complaints = []
+    complaints, unwilling = [], []
     for name, module in modules.items():
         weight = module.weight
         try:
@@ -96,13 +106,20 @@ def _choose(
         except ValueError as error:
             complaints.append(str(error))
             continue
-        willing = [select(request, backend) for request in requests]
+        try:
+            willing = [select(request, backend) for request in requests]
+        except NoBackendError as error:
+            unwilling.append(error)
+            continue
         # Parts of one layer differ in channels alone, but a backend may mind that.
         names = dict.fromkeys(chosen.name for chosen, _ in willing)
         refusals = {refuser: reasons for _, refused in willing for refuser, reasons in refused.items()}
         choices[name] = (", ".join(names), refusals)
     if complaints:
         raise plan_error("the plan asks for layers that cannot be built", complaints)
+    if unwilling:
+        more = f" {len(unwilling) - 1} more layers are refused too." if len(unwilling) > 1 else ""
+        raise NoBackendError(f"{unwilling[0]}{more}", refusals=unwilling[0].refusals)
     return choices
 
 

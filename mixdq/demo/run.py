@@ -1,14 +1,19 @@
 """The main job on the embedded model: plain quantization and MixDQ side by side, with pictures and numbers."""
 
 import json
+import logging
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+import torch
 
 from mixdq.allocation import sweep
 from mixdq.allocation.plans import uniform_plan
 from mixdq.config import RunConfig, build_config
 from mixdq.demo import CALIBRATION_PROMPTS, EVALUATION_PROMPTS, MODEL
+from mixdq.errors import NoBackendError
+from mixdq.runtime.select import AUTO, REFERENCE
 from mixdq.store.artifact import atomic_write, digest_of_file
 from mixdq.store.plan_file import dump_plan, read_plan, write_plan
 from mixdq.types.evaluation import Evaluation
@@ -17,8 +22,11 @@ from mixdq.types.plan import BitPlan
 from mixdq.types.progress import Progress, no_progress
 from mixdq.types.scores import SensitivityTable
 from mixdq.workflow import steps, variants
+from mixdq.workflow.doctor import check_backend_works
 from mixdq.workflow.reporting import report_on
 from mixdq.workflow.session import Session, VariantPaths
+
+log = logging.getLogger(__name__)
 
 SUMMARY_KEYS = (
     "name",
@@ -122,9 +130,19 @@ def demo_config(model: Path = MODEL) -> RunConfig:
             "sensitivity": {"num_prompts": 4},
             "selection": {"num_prompts": 16},
             "evaluation": {"prompts": str(EVALUATION_PROMPTS), "num_prompts": 32},
-            "conversion": {"backend": "reference"},
+            "conversion": {"backend": _backend()},
         }
     )
+
+
+def _backend() -> str:
+    """Return "auto", or, in words, the slow backend where no fast one works: the demo is to run anywhere."""
+    try:
+        check_backend_works(AUTO, "cpu", torch.float32)
+    except NoBackendError as error:
+        log.warning("%s The demo goes on with the slow one: the same pictures, in more time.", error)
+        return REFERENCE.name
+    return AUTO
 
 
 def undivided(table: LayerTable) -> LayerTable:

@@ -1,4 +1,4 @@
-"""Bytes: the most that this process has held, and what saved weights take on disk."""
+"""Bytes: what this process holds and the most that it has held, and what saved weights take on disk."""
 
 import resource
 import sys
@@ -12,13 +12,17 @@ _CLEAR_REFS = Path("/proc/self/clear_refs")
 
 def peak_resident_bytes() -> int:
     """Return the greatest resident memory of this process since it began, or since `reset_peak_resident`."""
-    if _STATUS.exists():
-        for line in _STATUS.read_text(encoding="ascii", errors="replace").splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
+    found = _status_bytes("VmHWM:")
+    if found is not None:
+        return found
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     # macOS counts bytes, every other Unix KiB.
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def resident_bytes() -> int | None:
+    """Return the resident memory of this process now; None where the system does not say (anything but Linux)."""
+    return _status_bytes("VmRSS:")
 
 
 def reset_peak_resident() -> bool:
@@ -44,3 +48,11 @@ def weight_bytes_on_disk(folder: Path) -> int:
     if not sizes:
         raise ArtifactFormatError(f"{folder}: no safetensors files; expected the folder of a saved model")
     return sum(sizes.values())
+
+
+def _status_bytes(field: str) -> int | None:
+    if _STATUS.exists():
+        for line in _STATUS.read_text(encoding="ascii", errors="replace").splitlines():
+            if line.startswith(field):
+                return int(line.split()[1]) * 1024
+    return None

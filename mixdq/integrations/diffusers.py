@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from mixdq.errors import ArtifactFormatError, ConfigError, PlanError
 from mixdq.integrations.checkpoint import check_checkpoint
 from mixdq.integrations.saved_format import METHOD, SavedModel, from_json, to_json
+from mixdq.runtime.backends.cpu import CpuBackend
+from mixdq.runtime.between import remove_cpu_kernels, use_cpu_kernels
 from mixdq.runtime.conv2d import QuantizedConv2d
 from mixdq.runtime.layer import QuantizedLayer
 from mixdq.runtime.layout import EXACT_NAMES, LayerLayout, part_shapes, weight_shape_of
@@ -107,6 +109,8 @@ class MixDQQuantizer(DiffusersQuantizer):  # type: ignore[misc]
         model.register_to_config(quantization_config=config)
 
     def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> None:
+        if self.quantization_config.backend in (AUTO, CpuBackend.name):
+            use_cpu_kernels(model)
         log.info("opened a MixDQ model: plan %s", self.quantization_config.saved.plan.name)
 
     def check_if_quantized_param(
@@ -149,6 +153,7 @@ class MixDQQuantizer(DiffusersQuantizer):  # type: ignore[misc]
 
     def _dequantize(self, model: Any) -> Any:
         dtype = model.dtype
+        remove_cpu_kernels(model)
         for name, module in list(model.named_modules()):
             if isinstance(module, QuantizedLinear | QuantizedConv2d):
                 model.set_submodule(name, module.to_float(dtype))

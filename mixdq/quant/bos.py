@@ -83,17 +83,42 @@ def bos_rows(x0: Tensor, bos: BosRow, bias: Tensor | None = None, *, name: str =
     return torch.lerp(offset.expand(*alpha.shape[:-1], -1), output, alpha).to(x0.dtype)
 
 
+class BosRows:
+    """`bos_rows` for one layer, with the last answer kept: every step and most prompts ask for the same again.
+
+    It is given again only for states of equal shape, dtype and numbers. `bos` and `bias` must not change in place.
+    """
+
+    def __init__(self, bos: BosRow, bias: Tensor | None, *, name: str) -> None:
+        self._bos, self._bias, self._name = bos, bias, name
+        self._last: tuple[Tensor, Tensor] | None = None
+
+    def __call__(self, x0: Tensor) -> Tensor:
+        """Return the layer's outputs [batch, out], not to be written to; raises as `bos_coefficients` does."""
+        last = self._last
+        if last is not None and last[0].dtype == x0.dtype and torch.equal(last[0], x0):
+            return last[1]
+        rows = bos_rows(x0, self._bos, self._bias, name=self._name)
+        self._last = x0.clone(), rows
+        return rows
+
+
 def with_bos_row(
     x: Tensor, bos: BosRow, bias: Tensor | None, others: Callable[[Tensor], Tensor], *, name: str
 ) -> Tensor:
-    """Return a layer's output [..., tokens, out] with token 0 from `bos` and the rest from `others(x[..., 1:, :])`.
+    """Return `with_first_row` of `bos_rows`."""
+    return with_first_row(x, lambda x0: bos_rows(x0, bos, bias, name=name), others)
+
+
+def with_first_row(x: Tensor, rows: Callable[[Tensor], Tensor], others: Callable[[Tensor], Tensor]) -> Tensor:
+    """Return a layer's output [..., tokens, out]: token 0 from `rows(x[..., 0, :])`, the rest `others(x[..., 1:, :])`.
 
     `x` is [batch, tokens, in], or [tokens, in] for one text, or [in] for its first token alone; with one token
-    `others` is not called. Raises as `bos_coefficients` does.
+    `others` is not called. Raises as `rows` does.
     """
     if x.dim() == 1:
-        return bos_rows(x, bos, bias, name=name)
-    first = bos_rows(x[..., 0, :], bos, bias, name=name).unsqueeze(-2)
+        return rows(x).clone()
+    first = rows(x[..., 0, :]).unsqueeze(-2)
     if x.shape[-2] == 1:
-        return first
+        return first.clone()
     return torch.cat([first, others(x[..., 1:, :])], dim=-2)

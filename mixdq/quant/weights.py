@@ -16,6 +16,9 @@ from mixdq.quant.qparams import weight_qparams
 from mixdq.quant.rounding import ROUNDINGS
 from mixdq.types.tensors import QParams, QTensor, QuantSpec
 
+WEIGHTS_AT_ONCE = 2**20
+"""A weight is quantized some output channels at a time: float32 copies of all would be several times its own size."""
+
 
 def quantize_weight(
     weight: Tensor,
@@ -35,10 +38,15 @@ def quantize_weight(
         NonFiniteError: the weight holds NaN or infinity; `name` says whose it is.
         ValueError: `splits` do not add up to the input channels, or nobody knows the rounding.
     """
-    return tuple(
-        QTensor(codes=_packed(codes, num_bits), qparams=qparams, shape=tuple(codes.shape))
-        for codes, qparams in _quantized_parts(weight, num_bits, symmetric, splits, rounding, name)
-    )
+    rows = max(1, WEIGHTS_AT_ONCE // max(1, math.prod(weight.shape[1:])))
+    slices = [
+        [
+            QTensor(codes=_packed(codes, num_bits), qparams=qparams, shape=tuple(codes.shape))
+            for codes, qparams in _quantized_parts(some, num_bits, symmetric, splits, rounding, name)
+        ]
+        for some in torch.split(weight, rows)
+    ]
+    return tuple(_stacked(parts) for parts in zip(*slices, strict=True))
 
 
 def weight_codes(part: QTensor) -> Tensor:
@@ -89,3 +97,18 @@ def _quantized_parts(
 
 def _packed(codes: Tensor, num_bits: int) -> Tensor:
     return codes.contiguous() if num_bits == 8 else pack(codes.flatten(1), num_bits)
+
+
+def _stacked(slices: Sequence[QTensor]) -> QTensor:
+    """Return the part whose output channels are those of the slices, in order."""
+    if len(slices) == 1:
+        return slices[0]
+    first = slices[0].qparams
+    zero_points = [each.qparams.zero_point for each in slices if each.qparams.zero_point is not None]
+    qparams = QParams(
+        scale=torch.cat([each.qparams.scale for each in slices]),
+        zero_point=torch.cat(zero_points) if zero_points else None,
+        spec=first.spec,
+    )
+    shape = (sum(each.shape[0] for each in slices), *slices[0].shape[1:])
+    return QTensor(codes=torch.cat([each.codes for each in slices]), qparams=qparams, shape=shape)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from mixdq.quant.bos import BosRow, with_bos_row
+from mixdq.quant.bos import BosRows, with_first_row
 from mixdq.runtime.kernel import Kernel
 from mixdq.runtime.requests import Borders
 
@@ -38,13 +38,11 @@ class BesideBosRow:
     """Sets the first text token aside: its output is the stored row, the kernel sees the others alone."""
 
     kernel: Kernel
-    bos: BosRow
-    bias: Tensor | None
-    layer: str
+    rows: BosRows
 
     def __call__(self, x: Tensor, /) -> Tensor:
         """Return outputs [..., tokens, out] of `x` [..., tokens, in]; raises as `mixdq.quant.bos.bos_coefficients`."""
-        return with_bos_row(x, self.bos, self.bias, self.kernel, name=self.layer)
+        return with_first_row(x, self.rows, self.kernel)
 
 
 @dataclass(frozen=True)

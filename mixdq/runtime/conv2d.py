@@ -4,12 +4,13 @@ from collections.abc import Sequence
 from typing import Any, Self
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mixdq.runtime.compose import PaddedInput
 from mixdq.runtime.kernel import Kernel
 from mixdq.runtime.layer import QuantizedLayer
 from mixdq.runtime.layout import LayerLayout
+from mixdq.runtime.opaque import conv2d
 from mixdq.runtime.requests import borders
 from mixdq.types.tensors import QParams, QTensor
 
@@ -52,9 +53,27 @@ class QuantizedConv2d(QuantizedLayer, nn.Conv2d):
         self._fill(module, dtype)
         return module
 
+    def _check_shape(self, shape: torch.Size) -> None:
+        if len(shape) not in (3, 4) or shape[-3] != self.in_channels:
+            expected = f"[(batch,) {self.in_channels}, height, width]"
+            raise ValueError(f"{self.layout.name}: expected an input {expected}, found {list(shape)}")
+
     def _geometry(self) -> object:
         # Seamless-tiling code sets these on a finished model.
         return self.padding_mode, self.padding, self.stride, self.dilation
+
+    def _traced(self, x: Tensor) -> Tensor:
+        around = borders(self)
+        left, right, top, bottom = around.explicit
+        return conv2d(
+            x,
+            self._handle,
+            self.out_channels,
+            kernel=self.kernel_size,
+            stride=self.stride,
+            borders=(2 * around.kernel[0] + top + bottom, 2 * around.kernel[1] + left + right),
+            dilation=self.dilation,
+        )
 
     def _compose(self, parts: tuple[Kernel, ...], dtype: torch.dtype) -> Kernel:
         kernel, around = super()._compose(parts, dtype), borders(self)

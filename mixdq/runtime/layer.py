@@ -7,15 +7,16 @@ Casting a layer (`.half()`, `.to(dtype)`) casts its bias alone: codes, scales an
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from mixdq.quant.bos import BosRow
+from mixdq.quant.bos import BosRow, BosRows
 from mixdq.quant.weights import dequantize_weight
+from mixdq.runtime.binding import Bound, bind_parts, is_offloaded, stand_in
 from mixdq.runtime.compose import BesideBosRow, JoinedInput
+from mixdq.runtime.heap import HEAP
 from mixdq.runtime.kernel import HoldingKernel, Kernel
 from mixdq.runtime.layout import (
     EXACT_NAMES,
@@ -26,28 +27,9 @@ from mixdq.runtime.layout import (
     tensor_specs,
     weight_shape_of,
 )
-from mixdq.runtime.requests import kernel_requests
-from mixdq.runtime.select import check_backend, select
+from mixdq.runtime.opaque import new_handle
+from mixdq.runtime.select import check_backend
 from mixdq.types.tensors import QParams, QTensor, QuantSpec
-
-
-@dataclass(frozen=True)
-class _Bound:
-    """A kernel, and all that it was bound for; a layer that differs in any of it needs a new one.
-
-    `parts` are the kernels inside it, one for each input part; `weight` is the layer's parameter from then on.
-    """
-
-    kernel: Kernel
-    parts: tuple[Kernel, ...]
-    weight: Tensor
-    device: torch.device
-    dtype: torch.dtype
-    geometry: object
-
-    def fits(self, weight: Tensor, x: Tensor, geometry: object) -> bool:
-        """Return whether the kernel may still be used."""
-        return self.weight is weight and self.device == x.device and self.dtype == x.dtype and self.geometry == geometry
 
 
 class QuantizedLayer(nn.Module):
@@ -63,7 +45,8 @@ class QuantizedLayer(nn.Module):
     input_zero_point: Tensor | None
     bos_input: Tensor | None
     bos_output: Tensor | None
-    _bound: _Bound | None
+    _bound: Bound | None
+    _handle: Tensor
 
     channel_axis: int
 
@@ -72,6 +55,7 @@ class QuantizedLayer(nn.Module):
         self.layout = layout
         self.backend = check_backend(backend)
         self._bound = None
+        self._handle = new_handle(self)
         self.weight = nn.Parameter(tensors["weight"], requires_grad=False)
         self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
         for name in EXACT_NAMES:
@@ -152,19 +136,33 @@ class QuantizedLayer(nn.Module):
         self._unbind()
 
     def forward(self, input: Tensor) -> Tensor:
-        """Return the layer's output in the dtype of `input`."""
+        """Return the layer's output in the dtype of `input`; what is compiled holds a call of `run` in its place."""
+        return self._traced(input) if torch.compiler.is_compiling() else self.run(input)
+
+    def run(self, input: Tensor, /) -> Tensor:
+        """Return the layer's output, by a kernel that is bound first where there is none for such an input.
+
+        Raises:
+            ValueError: the input has another number of axes or channels than the layer.
+            NoBackendError: nobody runs the layer on the input's device or in its dtype.
+        """
+        self._check_shape(input.shape)
         geometry = self._geometry()
         bound = self._bound
         if bound is None or not bound.fits(self.weight, input, geometry):
             self._unbind()
-            parts = self._bind_parts(input)
+            parts = bind_parts(
+                self._geometry_module(), self.layout, self.parts(), self.activation(), backend=self.backend, x=input
+            )
             kernel = self._compose(parts, input.dtype)
             # An offloaded layer's tensors come for one call alone: a kept kernel would keep them on the device.
-            if _is_offloaded(self):
+            if is_offloaded(self):
                 return kernel(input)
             if all(isinstance(part, HoldingKernel) for part in parts):
-                self.weight = _stand_in(self.weight)
-            self._bound = bound = _Bound(kernel, parts, self.weight, input.device, input.dtype, geometry)
+                freed = self.weight.nbytes
+                self.weight = stand_in(self.weight)
+                HEAP.freed(freed)
+            self._bound = bound = Bound(kernel, parts, self.weight, input.device, input.dtype, geometry)
         return bound.kernel(input)
 
     def extra_repr(self) -> str:
@@ -183,36 +181,29 @@ class QuantizedLayer(nn.Module):
         assert isinstance(self, nn.Linear | nn.Conv2d)
         return self
 
+    def _traced(self, x: Tensor) -> Tensor:
+        """Return `run(x)` as an operator that says the output's shape before it runs."""
+        raise NotImplementedError
+
+    def _check_shape(self, shape: torch.Size) -> None:
+        """Return if an input of this shape can be the layer's; raise ValueError otherwise."""
+        raise NotImplementedError
+
     def _geometry(self) -> object:
         """Return what else of this module a bound kernel depends on."""
         return None
-
-    def _bind_parts(self, x: Tensor) -> tuple[Kernel, ...]:
-        """Return a kernel for each input part; the bias goes with the first."""
-        parts, activation = self.parts(), self.activation()
-        requests = kernel_requests(self._geometry_module(), self.layout, device=x.device.type, dtype=x.dtype)
-        kernels = []
-        for i, (request, part) in enumerate(zip(requests, parts, strict=True)):
-            backend, _ = select(request, self.backend)
-            bias = self.bias if i == 0 else None
-            kernels.append(backend.bind(request, part, bias, None if activation is None else activation[i]))
-        return tuple(kernels)
 
     def _compose(self, parts: tuple[Kernel, ...], dtype: torch.dtype) -> Kernel:
         """Return the kernels of the parts as the layer's own."""
         kernel = parts[0] if len(parts) == 1 else JoinedInput(parts, self.layout.splits, self.channel_axis, dtype)
         bos = self.bos_row()
-        return kernel if bos is None else BesideBosRow(kernel, bos, self.bias, self.layout.name)
+        return kernel if bos is None else BesideBosRow(kernel, BosRows(bos, self.bias, name=self.layout.name))
 
     def _codes(self) -> Tensor:
         """Return the weight's codes in the portable layout, wherever they are now."""
         bound = self._bound
-        if bound is None or bound.weight is not self.weight:
-            return self.weight
-        held = [part.portable_codes() for part in bound.parts if isinstance(part, HoldingKernel)]
-        if len(held) < len(bound.parts):
-            return self.weight
-        return held[0] if len(held) == 1 else torch.cat(held, dim=1)
+        held = bound.codes() if bound is not None and bound.weight is self.weight else None
+        return self.weight if held is None else held
 
     def _unbind(self) -> None:
         """Let the kernel go, with the codes back in `weight`."""
@@ -250,13 +241,6 @@ class QuantizedLayer(nn.Module):
         self._unbind()
         return vars(self)
 
-
-def _stand_in(weight: Tensor) -> nn.Parameter:
-    """Return a parameter of the same shape, dtype and device that takes one element of memory."""
-    return nn.Parameter(weight.new_zeros(()).expand(weight.shape), requires_grad=False)
-
-
-def _is_offloaded(module: nn.Module) -> bool:
-    """Return whether accelerate brings this module's tensors for each call and takes them away after it."""
-    hook = getattr(module, "_hf_hook", None)
-    return any(getattr(each, "offload", False) for each in getattr(hook, "hooks", (hook,)))
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._handle = new_handle(self)

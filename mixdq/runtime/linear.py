@@ -4,11 +4,12 @@ from collections.abc import Sequence
 from typing import Self
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mixdq.quant.bos import BosRow
 from mixdq.runtime.layer import QuantizedLayer
 from mixdq.runtime.layout import LayerLayout
+from mixdq.runtime.opaque import linear
 from mixdq.types.tensors import QParams, QTensor
 
 
@@ -50,3 +51,10 @@ class QuantizedLinear(QuantizedLayer, nn.Linear):  # type: ignore[misc]  # nn.Li
         module = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None, device="meta")
         self._fill(module, dtype)
         return module
+
+    def _traced(self, x: Tensor) -> Tensor:
+        return linear(x, self._handle, self.out_features)
+
+    def _check_shape(self, shape: torch.Size) -> None:
+        if not shape or shape[-1] != self.in_features:
+            raise ValueError(f"{self.layout.name}: expected an input [..., {self.in_features}], found {list(shape)}")

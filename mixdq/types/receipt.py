@@ -1,7 +1,7 @@
 """What conversion did, layer by layer."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from mixdq.types.plan import LayerBits
 
@@ -23,10 +23,14 @@ class LayerReceipt:
 
 @dataclass(frozen=True, kw_only=True)
 class Receipt:
-    """All layers of a conversion, and the name of the plan it followed."""
+    """All layers of a conversion, the name of the plan it followed, and facts of the machine that carried it out.
+
+    `machine` has what `mixdq doctor` prints, name -> value; empty where nobody asked.
+    """
 
     plan: str
     layers: tuple[LayerReceipt, ...]
+    machine: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def bytes_before(self) -> int:

@@ -24,6 +24,7 @@ from mixdq.pipeline.family import Pipeline, find_family
 from mixdq.pipeline.generate import GenerationSpec
 from mixdq.pipeline.layers import list_layers
 from mixdq.pipeline.load import load_pipeline
+from mixdq.runtime.select import AUTO
 from mixdq.selection import choose as selection
 from mixdq.sensitivity import measure as sensitivity
 from mixdq.types.layers import LayerTable
@@ -94,6 +95,7 @@ def _run(folder: Path, config: RunConfig, loaded: Pipeline | None, progress: Pro
             return load_pipeline(session.variant.model, dtype=dtype_of(config), device=device_of(config))
         if session.converted:
             return loaded
+    steps.check_backend(session)
     plan, record = steps.choose(session), steps.calibrate(session)
     pipe = session.pipe
     session.release()
@@ -204,7 +206,7 @@ def apply(
     record: CalibrationRecord,
     table: LayerTable | None = None,
     *,
-    backend: str = "reference",
+    backend: str = AUTO,
     symmetric: bool = True,
     rounding: str = "nearest",
     progress: Progress = no_progress,

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 import torch
 
 from mixdq.runtime.kernel import KernelRequest
-from mixdq.runtime.kernels import native
-from mixdq.runtime.select import BACKENDS
+from mixdq.runtime.kernels import compiler, native, processor
+from mixdq.runtime.select import BACKENDS, select
 from mixdq.types.layers import Op
 from mixdq.types.plan import LayerBits
 
@@ -18,9 +18,22 @@ _SHAPES: dict[Op, tuple[int, ...]] = {"linear": (64, 64), "conv2d": (64, 64, 3, 
 
 def diagnose() -> tuple[dict[str, str], dict[str, Mapping[Op, list[str]]]]:
     """Return facts of the machine, and backend -> kind of layer -> refusals of a plain W8A8 one (empty: it works)."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    requests = {op: _request(op, device, torch.float32) for op in _SHAPES}
     return machine_facts(), {
-        backend.name: {op: backend.refusals(_request(op)) for op in _SHAPES} for backend in BACKENDS
+        backend.name: {op: backend.refusals(request) for op, request in requests.items()} for backend in BACKENDS
     }
+
+
+def check_backend_works(backend: str, device: str, dtype: torch.dtype) -> None:
+    """Return if a backend, or one of those that "auto" means, runs plain W8A8 layers there: asked before long work.
+
+    Raises:
+        NoBackendError: none does; it carries the reasons.
+        ConfigError: there is no such backend.
+    """
+    for op in _SHAPES:
+        select(_request(op, torch.device(device).type, dtype), backend)
 
 
 def machine_facts() -> dict[str, str]:
@@ -32,7 +45,9 @@ def machine_facts() -> dict[str, str]:
         **{name: importlib.metadata.version(name) for name in ("diffusers", "transformers", "scipy")},
         "cores": str(os.cpu_count()),
         "cpu": torch.backends.cpu.get_cpu_capability(),
-        "cpu kernels": native.description(),
+        "cpu features": processor.description(),
+        "c compiler": _compiler(),
+        "cpu kernels": _cpu_kernels(),
         "device": device_name(),
     }
     return {name: value for name, value in facts.items() if value}
@@ -43,14 +58,26 @@ def device_name() -> str:
     return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
 
 
-def _request(op: Op) -> KernelRequest:
+def _compiler() -> str:
+    try:
+        return " ".join(compiler.find())
+    except compiler.CompilerError:
+        return "none"
+
+
+def _cpu_kernels() -> str:
+    without = "; without them `--backend cpu` is refused, and `--backend reference` runs: as exact, but not fast"
+    return native.description() + (without if native.trouble() else "")
+
+
+def _request(op: Op, device: str, dtype: torch.dtype) -> KernelRequest:
     return KernelRequest(
         layer="probe",
         op=op,
         bits=LayerBits(weight=8, activation=8),
         weight_shape=_SHAPES[op],
         padding=(1, 1) if op == "conv2d" else (0, 0),
-        device="cuda" if torch.cuda.is_available() else "cpu",
-        dtype=torch.float32,
-        output_dtype=torch.float32,
+        device=device,
+        dtype=dtype,
+        output_dtype=dtype,
     )

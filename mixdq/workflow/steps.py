@@ -26,17 +26,41 @@ from mixdq.types.receipt import Receipt
 from mixdq.types.scores import SensitivityTable
 from mixdq.types.tensors import CalibrationRecord
 from mixdq.workflow import planning, variants
+from mixdq.workflow.doctor import check_backend_works
 from mixdq.workflow.reporting import CHOICE, report
 from mixdq.workflow.session import Session, aside, prompts_digest
-from mixdq.workflow.settings import calibration_prompts, generation_of, selection_prompts, sensitivity_prompts
+from mixdq.workflow.settings import (
+    calibration_prompts,
+    device_of,
+    dtype_of,
+    generation_of,
+    selection_prompts,
+    sensitivity_prompts,
+)
 
 METRICS_OF: dict[Group, tuple[str, ...]] = {"content": ("ssim",), "quality": ("sqnr",)}
 
 
 def run(session: Session) -> tuple[list[Evaluation], Path]:
-    """Do every step that is not up to date; return the numbers (floating point first) and the report's path."""
+    """Do every step that is not up to date; return the numbers (floating point first) and the report's path.
+
+    Raises:
+        NoBackendError: nobody runs quantized layers where the model is to be; said here, before any long work.
+    """
+    check_backend(session)
     evaluations = evaluate(session)
     return evaluations, report(session)
+
+
+def check_backend(session: Session) -> None:
+    """Return if the run's backend works on the model's device and in its dtype; NoBackendError otherwise."""
+    config = session.config
+    if session.in_memory:
+        denoiser = session.family.denoiser(session.pipe)
+        weight = next(denoiser.parameters())
+        check_backend_works(config.conversion.backend, weight.device.type, weight.dtype)
+    else:
+        check_backend_works(config.conversion.backend, device_of(config), dtype_of(config))
 
 
 def inspect(session: Session, *, own: bool = True) -> LayerTable:

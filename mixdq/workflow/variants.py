@@ -3,7 +3,7 @@
 import os
 import re
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,6 +27,7 @@ from mixdq.types.plan import FLOAT_BITS, BitPlan
 from mixdq.types.receipt import Receipt
 from mixdq.types.tensors import CalibrationRecord
 from mixdq.workflow.cost import float_cost, folder_cost
+from mixdq.workflow.doctor import machine_facts
 from mixdq.workflow.drawing import draw, first_outputs, halved, metrics_for, open_in_float32, read_outputs, silent
 from mixdq.workflow.pictures import read_pictures, write_pictures
 from mixdq.workflow.reporting import EVALUATION, MANIFEST, RECEIPT, encode_evaluation, picture_path
@@ -83,6 +84,7 @@ def convert(
         # Never may the receipt of one model lie beside another, wherever the process is killed.
         paths.receipt.unlink(missing_ok=True)
         save_pipeline(pipe, paths.model)
+        receipt = replace(receipt, machine=machine_facts())
         write_json(paths.receipt, RECEIPT, encode(Receipt, receipt), origin)
         return receipt
 

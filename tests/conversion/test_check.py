@@ -72,7 +72,7 @@ def test_layers_left_in_floating_point_are_not_looked_at(toy: nn.Module, table: 
     assert list(check_denoiser(toy, GOOD, table)) == ["conv", "block.to_k", "join"]
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_a_broken_weight_is_named(toy: nn.Module, table: LayerTable, value: float) -> None:
     with torch.no_grad():
         toy.join.weight[1, 2] = value

@@ -1,3 +1,4 @@
+import copy
 import gc
 import weakref
 from dataclasses import replace
@@ -8,14 +9,18 @@ from torch import Tensor, nn
 
 from mixdq.conversion.convert import convert
 from mixdq.errors import ConfigError, NoBackendError, NonFiniteError, PlanError
+from mixdq.evaluation.memory import resident_bytes
 from mixdq.runtime.conv2d import QuantizedConv2d
+from mixdq.runtime.kernels import native
 from mixdq.runtime.layer import QuantizedLayer
 from mixdq.runtime.linear import QuantizedLinear
-from mixdq.types.layers import LayerTable
+from mixdq.testing import fingerprint
+from mixdq.types.layers import LayerSpec, LayerTable
 from mixdq.types.plan import BitPlan, LayerBits
-from mixdq.types.tensors import CalibrationRecord
+from mixdq.types.tensors import ActivationRange, CalibrationRecord
 
 Inputs = tuple[Tensor, Tensor]
+RANGE = ActivationRange(min=-4.0, max=4.0, batches=1)
 
 
 def plan_of(*bits: str) -> BitPlan:
@@ -81,11 +86,36 @@ def test_float_weights_are_freed_layer_by_layer(toy: nn.Module, table: LayerTabl
     alive: list[int] = []
 
     def count(done: int, total: int, what: str) -> None:
-        gc.collect()
         alive.append(sum(weight() is not None for weight in weights))
 
-    convert(toy, plan_of("W8A8", "W8A8", "W8A8", "W8A8"), table, record, backend="reference", progress=count)
+    # Not at the next sweep but at once: what waits for one adds to the peak.
+    gc.disable()
+    try:
+        convert(toy, plan_of("W8A8", "W4A8", "W2A8", "W4A16"), table, record, backend="reference", progress=count)
+    finally:
+        gc.enable()
     assert alive == [3, 2, 1, 0]
+
+
+def test_what_is_freed_goes_back_to_the_system() -> None:
+    # Weights of 4 MiB each, which the C library would keep; small tensors that stay lie between.
+    model = nn.ModuleDict({str(i): nn.Linear(1024, 1024) for i in range(16)})
+    layers = tuple(
+        LayerSpec(name=name, op="linear", group="quality", weight_shape=(1024, 1024), input_numel=1, macs=1)
+        for name in model
+    )
+    table = LayerTable(model="many", family="toy", digest="d", layers=layers)
+    record = CalibrationRecord(ranges=dict.fromkeys(model, (RANGE,)))
+    plan = BitPlan(name="p", layers={name: LayerBits(weight=4, activation=8) for name in model})
+    before = resident_bytes()
+    if before is None:
+        pytest.skip("this system does not say what is resident")
+    receipt = convert(model, plan, table, record, backend="reference")
+    after = resident_bytes()
+    assert after is not None
+    # The receipt counts floats of two bytes, these have four.
+    freed = 2 * receipt.bytes_before - receipt.bytes_after
+    assert after < before - freed // 2
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
@@ -124,3 +154,66 @@ def test_converting_twice_is_refused(toy: nn.Module, table: LayerTable, record: 
     convert(toy, plan, table, record, backend="reference")
     with pytest.raises(PlanError, match="expected a float Conv2d, found QuantizedConv2d"):
         convert(toy, plan, table, record, backend="reference")
+
+
+needs_compiler = pytest.mark.skipif(native.trouble() is not None, reason=str(native.trouble()))
+
+
+@needs_compiler
+def test_widths_that_no_cpu_kernel_takes_are_refused_before_anything_is_touched(
+    toy: nn.Module, table: LayerTable, record: CalibrationRecord
+) -> None:
+    before = fingerprint(toy)
+    with pytest.raises(
+        NoBackendError, match=r"conv \(conv2d, W8A8, .*8-bit weights with zero points.* 2 more"
+    ) as error:
+        convert(toy, plan_of("W8A8", "W8A8", "W4A8", "W8A8"), table, record, backend="cpu", symmetric=False)
+    assert error.value.refusals.keys() == {"cpu"}
+    assert fingerprint(toy) == before
+    convert(toy, plan_of("W7A8", "W8A16", "W4A8", "W16A16"), table, record, backend="cpu", symmetric=False)
+
+
+@needs_compiler
+@pytest.mark.parametrize("bits", [("W8A8",) * 4, ("W4A8", "W2A8", "W3A8", "W8A4"), ("W5A8", "W4A16", "W6A2", "W16A16")])
+def test_the_cpus_kernels_give_what_the_reference_gives_whatever_changes_between_calls(
+    toy: nn.Module, table: LayerTable, record: CalibrationRecord, bits: tuple[str, ...]
+) -> None:
+    models = []
+    for backend in ("cpu", "reference"):
+        models.append(copy.deepcopy(toy))
+        convert(models[-1], plan_of(*bits), table, record, backend=backend)
+    cpu, reference = models
+    threads = torch.get_num_threads()
+    try:
+        for seed, (batch, height, width, count) in enumerate(
+            [(2, 4, 4, 2), (1, 4, 4, 1), (3, 7, 5, 1), (8, 1, 9, 3), (2, 4, 4, 2)]
+        ):
+            torch.set_num_threads(count)
+            generator = torch.Generator().manual_seed(seed)
+            x = torch.randn(batch, 3, height, width, generator=generator)
+            text = torch.randn(batch, 7, 5, generator=generator)
+            text[:, 0] = 8.0
+            assert torch.equal(cpu(x, text), reference(x, text))
+    finally:
+        torch.set_num_threads(threads)
+
+
+@needs_compiler
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_the_first_layer_that_meets_a_number_that_is_none_is_named(
+    toy: nn.Module, table: LayerTable, record: CalibrationRecord, inputs: Inputs, backend: str
+) -> None:
+    convert(toy, plan_of("W8A8", "W4A8", "W2A8", "W8A8"), table, record, backend=backend)
+    expected = toy(*inputs)
+    for value in (torch.nan, torch.inf, -torch.inf):
+        for which, index, name in (
+            (0, (1, 2, 3, 3), "conv"),
+            (1, (1, 4, 0), "block.to_k"),
+            (1, (0, 0, 2), "block.to_k"),
+        ):
+            broken = [tensor.clone() for tensor in inputs]
+            broken[which][index] = value
+            with pytest.raises(NonFiniteError, match=name) as error:
+                toy(*broken)
+            assert error.value.where == name
+    assert torch.equal(toy(*inputs), expected)

@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import save_file
 
 from mixdq.errors import ArtifactFormatError
-from mixdq.evaluation.memory import peak_resident_bytes, reset_peak_resident, weight_bytes_on_disk
+from mixdq.evaluation.memory import peak_resident_bytes, reset_peak_resident, resident_bytes, weight_bytes_on_disk
 
 
 def test_peak_rises_with_what_is_held_and_stays() -> None:
@@ -25,6 +25,20 @@ def test_peak_can_be_forgotten_where_the_system_allows() -> None:
     if not reset_peak_resident():
         pytest.skip("this system cannot reset the peak of resident memory")
     assert peak_resident_bytes() < high
+
+
+def test_what_is_held_now_follows_what_is_held() -> None:
+    before = resident_bytes()
+    if before is None:
+        pytest.skip("this system does not say what is resident")
+    held = torch.ones(2**25)
+    during = resident_bytes()
+    assert during is not None
+    assert before + held.nbytes // 2 < during <= peak_resident_bytes()
+    del held
+    after = resident_bytes()
+    assert after is not None
+    assert after < during - 2**26
 
 
 def test_every_weight_file_counts_and_nothing_else(tmp_path: Path) -> None:

@@ -5,7 +5,16 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from mixdq.errors import BosNotConstantError, NonFiniteError
-from mixdq.quant.bos import MISFIT_LIMIT, BosRow, bos_coefficients, bos_projection, bos_rows, with_bos_row
+from mixdq.quant.bos import (
+    MISFIT_LIMIT,
+    BosRow,
+    BosRows,
+    bos_coefficients,
+    bos_projection,
+    bos_rows,
+    with_bos_row,
+    with_first_row,
+)
 
 
 def random_vector(features: int, seed: int = 0) -> Tensor:
@@ -143,3 +152,58 @@ def test_shapes_without_batch_or_further_tokens() -> None:
 def test_a_row_is_two_vectors() -> None:
     with pytest.raises(ValueError, match="two vectors"):
         BosRow(input=torch.ones(1, 3), output=torch.ones(3))
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    states=st.lists(
+        st.tuples(
+            st.sampled_from([1.0, 0.5, 0.0, -0.0, 1.001]),
+            st.integers(1, 3),
+            st.sampled_from([torch.float32, torch.bfloat16, torch.float64]),
+        ),
+        min_size=2,
+        max_size=8,
+    ),
+    bias=st.booleans(),
+)
+def test_kept_rows_are_those_that_would_be_computed(states: list[tuple[float, int, torch.dtype]], bias: bool) -> None:
+    e = random_vector(16)
+    bos = BosRow(input=e, output=torch.randn(4, generator=torch.Generator().manual_seed(3)))
+    offset = torch.ones(4) if bias else None
+    kept = BosRows(bos, offset, name="k")
+    for factor, batch, dtype in states:
+        x0 = (factor * e).to(dtype).expand(batch, -1).clone()
+        expected = bos_rows(x0, bos, offset)
+        for _ in range(2):
+            found = kept(x0)
+            assert found.dtype == expected.dtype
+            assert torch.equal(found, expected)
+
+
+def test_kept_rows_do_not_follow_a_state_that_is_overwritten() -> None:
+    e = random_vector(6)
+    kept = BosRows(BosRow(input=e, output=torch.ones(4)), None, name="mid.to_k")
+    x0 = e.unsqueeze(0).clone()
+    kept(x0)
+    x0 *= 0.5
+    assert torch.equal(kept(x0), torch.full((1, 4), 0.5))
+    x0[0, 1] = torch.nan
+    for _ in range(2):
+        with pytest.raises(NonFiniteError, match=r"mid\.to_k"):
+            kept(x0)
+    x0[:] = 1.0
+    for _ in range(2):
+        with pytest.raises(BosNotConstantError, match=r"mid\.to_k"):
+            kept(x0)
+    assert torch.equal(kept(e.unsqueeze(0)), torch.ones(1, 4))
+
+
+def test_who_writes_to_an_output_changes_no_later_one() -> None:
+    e = random_vector(6)
+    kept = BosRows(BosRow(input=e, output=torch.full((4,), 7.0)), None, name="k")
+    for x in (e, e.unsqueeze(0), e.expand(2, 1, 6), e.expand(2, 3, 6)):
+        first = with_first_row(x, kept, lambda tokens: tokens[..., :4])
+        expected = first.clone()
+        first.zero_()
+        assert torch.equal(with_first_row(x, kept, lambda tokens: tokens[..., :4]), expected)

@@ -3,7 +3,7 @@ import torch
 from torch import Tensor
 
 from mixdq.errors import BosNotConstantError
-from mixdq.quant.bos import BosRow
+from mixdq.quant.bos import BosRow, BosRows
 from mixdq.runtime.compose import BesideBosRow, JoinedInput, PaddedInput
 from mixdq.runtime.requests import Borders
 
@@ -37,7 +37,7 @@ def test_the_first_token_never_reaches_the_kernel() -> None:
     bos = BosRow(input=torch.tensor([8.0, 6.0]), output=torch.tensor([1.0, -1.0]))
     x = torch.randn(3, 4, 2)
     x[:, 0] = torch.tensor([[8.0, 6.0], [0.0, 0.0], [4.0, 3.0]])
-    y = BesideBosRow(kernel, bos, None, "to_k")(x)
+    y = BesideBosRow(kernel, BosRows(bos, None, name="to_k"))(x)
     assert torch.equal(seen[0], x[:, 1:])
     assert torch.equal(y[:, 1:], x[:, 1:])
     # An ordinary prompt, the zeros of an empty negative one, and half the weight.
@@ -47,7 +47,7 @@ def test_the_first_token_never_reaches_the_kernel() -> None:
 def test_another_first_token_is_refused_with_the_layers_name() -> None:
     bos = BosRow(input=torch.tensor([8.0, 6.0]), output=torch.tensor([1.0, -1.0]))
     with pytest.raises(BosNotConstantError, match=r"up\.to_k"):
-        BesideBosRow(double, bos, None, "up.to_k")(torch.tensor([[[6.0, -8.0], [1.0, 1.0]]]))
+        BesideBosRow(double, BosRows(bos, None, name="up.to_k"))(torch.tensor([[[6.0, -8.0], [1.0, 1.0]]]))
 
 
 def test_padding_is_added_before_the_kernel() -> None:

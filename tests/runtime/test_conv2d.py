@@ -95,3 +95,13 @@ def test_copies_states_and_casts(quantized: Quantize) -> None:
     layer.bfloat16()
     assert torch.equal(layer.weight_scale, scale)
     assert layer(x.bfloat16()).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("shape", [(6,), (6, 8), (1, 5, 8, 8), (1, 1, 6, 8, 8)])
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_an_input_of_other_channels_or_axes_is_refused_with_the_layers_name(
+    quantized: Quantize, shape: tuple[int, ...], backend: str
+) -> None:
+    layer = quantized(nn.Conv2d(6, 4, 3, padding=1), "W4A8", backend=backend)
+    with pytest.raises(ValueError, match=r"layer: expected an input \[\(batch,\) 6, height, width\], found \["):
+        layer(torch.ones(shape))

@@ -1,9 +1,12 @@
 import copy
+import io
 from collections.abc import Callable
 
 import accelerate
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 from mixdq.errors import ConfigError, NoBackendError
@@ -219,3 +222,78 @@ def test_layers_say_what_they_are(layer: QuantizedLinear) -> None:
     assert "in_features=9" in repr(layer)
     assert "bits=W3A8" in repr(layer)
     assert "splits=(4, 5)" in repr(layer)
+
+
+def pickled(layer: nn.Module) -> nn.Module:
+    file = io.BytesIO()
+    torch.save(layer, file)
+    file.seek(0)
+    loaded = torch.load(file, weights_only=False)
+    assert isinstance(loaded, nn.Module)
+    return loaded
+
+
+def reloaded(layer: nn.Module, *, assign: bool) -> nn.Module:
+    state = {name: tensor.clone() for name, tensor in layer.state_dict().items()}
+    layer.load_state_dict({**state, "weight_scale": state["weight_scale"] * 1.25}, assign=assign)
+    return layer
+
+
+EVENTS: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "nothing": lambda layer: layer,
+    "half": lambda layer: layer.half(),
+    "bfloat16": lambda layer: layer.to(torch.bfloat16),
+    "float": lambda layer: layer.float(),
+    "type": lambda layer: layer.type(torch.float32),
+    "a move": lambda layer: layer.to("cpu"),
+    "a loaded state": lambda layer: reloaded(layer, assign=False),
+    "an assigned state": lambda layer: reloaded(layer, assign=True),
+    "a copy": copy.deepcopy,
+    "a file": pickled,
+}
+
+
+@pytest.mark.skipif(native.trouble() is not None, reason=str(native.trouble()))
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    linear=st.booleans(),
+    bits=st.sampled_from(["W8A8", "W4A8", "W3A5", "W2A8"]),
+    events=st.lists(
+        st.tuples(st.sampled_from(sorted(EVENTS)), st.integers(1, 4), st.integers(3, 7), st.booleans()), max_size=6
+    ),
+)
+def test_whatever_happens_to_a_layer_the_cpu_gives_what_the_reference_gives(
+    quantized: Quantize, linear: bool, bits: str, events: list[tuple[str, int, int, bool]]
+) -> None:
+    torch.manual_seed(0)
+    bos = BosRow(input=torch.full((9,), 50.0), output=torch.randn(5))
+    module = nn.Linear(9, 5) if linear else nn.Conv2d(9, 5, 3, padding=1)
+    facts = {"splits": (4, 5), "symmetric": bits == "W8A8", "bos": bos if linear else None}
+    ours, reference = (quantized(module, bits, backend=name, **facts) for name in ("cpu", "reference"))
+    for event, batch, size, inference in [("nothing", 2, 4, False), *events]:
+        ours, reference = EVENTS[event](ours), EVENTS[event](reference)
+        x = torch.randn((batch, size, 9) if linear else (batch, 9, size, size + 1))
+        if linear:
+            x[:, 0] = 50.0
+        x = x.to(ours.bias.dtype)
+        with torch.inference_mode(inference):
+            assert torch.equal(ours(x), reference(x))
+    assert same(exact(ours), exact(reference))
+
+
+@pytest.mark.parametrize("shape", [(), (8,), (2, 10), (2, 4, 0)])
+def test_an_input_of_other_width_is_refused_with_the_layers_name(
+    layer: QuantizedLinear, shape: tuple[int, ...]
+) -> None:
+    with pytest.raises(ValueError, match=r"layer: expected an input \[\.\.\., 9\], found \["):
+        layer(torch.ones(shape))
+
+
+def test_a_layer_without_its_tensors_says_where_they_are(layer: QuantizedLinear, x: torch.Tensor) -> None:
+    y = layer(x)
+    state = layer.state_dict()
+    layer.to("meta")
+    with pytest.raises(NoBackendError, match="layer: its weight is on meta, its input on cpu"):
+        layer(x)
+    layer.to_empty(device="cpu").load_state_dict(state)
+    assert torch.equal(layer(x), y)

@@ -1,7 +1,14 @@
 import importlib.metadata
+from collections.abc import Iterator
 
-from mixdq.runtime.kernels import native
+import pytest
+
+import mixdq
+from mixdq.errors import NoBackendError
+from mixdq.runtime.kernels import compiler, native, processor
 from mixdq.runtime.select import BACKENDS
+from mixdq.testing import tiny_sdxl_pipeline
+from mixdq.types.plan import BitPlan, Budget, LayerBits
 from mixdq.workflow.doctor import device_name, diagnose, machine_facts
 
 
@@ -20,5 +27,47 @@ def test_facts_say_what_a_number_must_be_read_with() -> None:
     assert facts["diffusers"] == importlib.metadata.version("diffusers")
     assert facts["device"] == device_name()
     assert {"system", "python", "torch", "cores"} <= facts.keys()
-    assert facts["cpu kernels"] == native.description()
+    assert facts["cpu kernels"].startswith(native.description())
     assert all(facts.values())
+
+
+@pytest.fixture
+def no_compiler(monkeypatch, tmp_path) -> Iterator[None]:
+    """A machine without a C compiler that never had one."""
+    cached = (native.library, native.trouble, native._loaded)
+    for function in cached:
+        function.cache_clear()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CC", raising=False)
+    yield
+    for function in cached:
+        function.cache_clear()
+
+
+def test_facts_say_which_compiler_and_what_the_processor_has() -> None:
+    facts = machine_facts()
+    assert facts["cpu features"] == processor.description()
+    if native.trouble() is None:
+        assert facts["c compiler"] == " ".join(compiler.find())
+
+
+def test_without_a_compiler_facts_say_so_and_what_runs_instead(no_compiler) -> None:
+    facts, backends = diagnose()
+    assert facts["c compiler"] == "none"
+    assert facts["cpu kernels"].startswith("none: no C compiler found (gcc, cc, clang): install one")
+    assert "`--backend reference` runs" in facts["cpu kernels"]
+    assert all("no C compiler found" in reasons[0] for reasons in backends["cpu"].values())
+    assert backends["reference"] == {"linear": [], "conv2d": []}
+
+
+def test_without_a_compiler_the_cpu_backend_is_refused_in_words(no_compiler) -> None:
+    pipe = tiny_sdxl_pipeline()
+    prompts = ["a cat"]
+    table, record = mixdq.inspect(pipe), mixdq.calibrate(pipe, prompts)
+    bits = {spec.name: LayerBits(weight=8, activation=8) for spec in table}
+    plan = BitPlan(name="all", layers=bits, budget=Budget(weight_bits=8.0))
+    with pytest.raises(NoBackendError, match=r"cpu: no C compiler found \(gcc, cc, clang\): install one"):
+        mixdq.apply(pipe, plan, record, table, backend="cpu")
+    # Nothing was touched: it still draws.
+    assert len(mixdq.generate(pipe, prompts)) == 1

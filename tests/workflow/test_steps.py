@@ -25,7 +25,7 @@ STALE = {
     "inspect": ("generation", {"height": 32}, "size was"),
     "calibrate": ("calibration", {"estimator": "minmax"}, "settings was"),
     "choose": ("selection", {"metric": "psnr"}, "selection was"),
-    "apply": ("conversion", {"symmetric": True, "backend": "auto"}, "conversion was"),
+    "apply": ("conversion", {"symmetric": True, "backend": "reference"}, "conversion was"),
     "evaluate": ("evaluation", {"metrics": ("ssim",)}, "settings was"),
 }
 

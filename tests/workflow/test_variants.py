@@ -1,3 +1,5 @@
+import json
+
 import pytest
 import torch
 from diffusers import DiffusionPipeline
@@ -5,9 +7,11 @@ from safetensors.torch import load_file
 
 from mixdq.errors import StaleArtifactError
 from mixdq.pipeline.generate import GenerationSpec, generate
+from mixdq.runtime.kernels import native
 from mixdq.store.plan_file import read_plan
 from mixdq.testing import tiny_sdxl_pipeline
 from mixdq.workflow import steps, variants
+from mixdq.workflow.doctor import machine_facts
 from mixdq.workflow.pictures import read_pictures
 from mixdq.workflow.settings import evaluation_prompts
 
@@ -46,6 +50,12 @@ def test_receipt_counts_only_with_its_model(run) -> None:
     receipt = variants.convert(run, run.variant, read_plan(run.variant.plan), table, record)
     assert receipt.bytes_after < receipt.bytes_before
     assert (run.variant.model / "model_index.json").is_file()
+
+
+def test_receipt_says_which_machine_made_it_and_what_its_kernels_run_on(run) -> None:
+    machine = json.loads(run.variant.receipt.read_text())["machine"]
+    assert machine == machine_facts()
+    assert machine["cpu kernels"].startswith(native.description())
 
 
 def test_receipt_is_gone_while_a_model_is_replaced(run, monkeypatch) -> None:

@@ -1,8 +1,9 @@
 """Integer products on the CPU, by the compiled kernels of `mixdq.runtime.kernels.native`.
 
 An activation becomes unsigned bytes (its code plus 128) in one pass, which also pads a convolution's borders with the
-zero point's code. The product runs on weights in panels, 8 bits as they are and fewer as packed streams, and ends with
-zero point, scale and bias in the same pass. Sums are int32 and exact.
+zero point's code; where only the weight is quantized, it becomes float32. The product runs on weights in panels, 8 bits
+as they are and fewer as packed streams, and ends with zero point, scale and bias in the same pass. Sums of codes are
+int32 and exact; sums of floats are float32.
 """
 
 from dataclasses import dataclass
@@ -10,7 +11,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mixdq.runtime.backends.reference import WeightOnly
 from mixdq.runtime.kernel import Kernel, KernelRequest
 from mixdq.runtime.kernels import native
 from mixdq.runtime.kernels.operators import ALIGNMENT, PANEL, filled
@@ -38,13 +38,12 @@ class CpuBackend:
         for what, dtype in (("input", request.dtype), ("output", request.output_dtype)):
             if dtype not in native.DTYPES:
                 reasons.append(f"{what}s of {dtype}")
-        if request.bits.activation == FLOAT_BITS:
-            return reasons
-        if request.bits.weight == 8 and not request.symmetric:
-            reasons.append("8-bit weights with zero points, which would not fit signed bytes")
-        depth = torch.Size(request.weight_shape[1:]).numel()
-        if depth > MAX_DEPTH:
-            reasons.append(f"sums of {depth} products, which could overflow (at most {MAX_DEPTH})")
+        if request.bits.activation != FLOAT_BITS:
+            if request.bits.weight == 8 and not request.symmetric:
+                reasons.append("8-bit weights with zero points, which would not fit signed bytes")
+            depth = torch.Size(request.weight_shape[1:]).numel()
+            if depth > MAX_DEPTH:
+                reasons.append(f"sums of {depth} products, which could overflow (at most {MAX_DEPTH})")
         trouble = native.trouble()
         if trouble is not None:
             reasons.append(trouble)
@@ -52,13 +51,11 @@ class CpuBackend:
 
     def bind(self, request: KernelRequest, weight: QTensor, bias: Tensor | None, activation: QParams | None) -> Kernel:
         """Return a kernel with the weight in panels."""
-        if activation is None:
-            return WeightOnly(request, weight, bias)
-        return _Integer.of(request, weight, bias, activation)
+        return _Product.of(request, weight, bias, activation)
 
 
 @dataclass(frozen=True)
-class _Integer:
+class _Product:
     """`panels` is int8 or packed bytes [groups * panels, bytes], `zero_points` int8 [groups * panels * PANEL]."""
 
     request: KernelRequest
@@ -67,17 +64,16 @@ class _Integer:
     sums: Tensor
     scale: Tensor
     bias: Tensor | None
-    input: tuple[Tensor, Tensor, int, int]
+    input: tuple[Tensor | None, Tensor | None, int, int]
 
     @classmethod
-    def of(cls, request: KernelRequest, weight: QTensor, bias: Tensor | None, activation: QParams) -> "_Integer":
+    def of(cls, request: KernelRequest, weight: QTensor, bias: Tensor | None, activation: QParams | None) -> "_Product":
         groups = request.groups
         per_row = torch.Size(weight.shape[1:]).numel()
         codes = native.unpack(weight.codes, request.bits.weight, per_row)
         codes = codes.reshape(groups, -1, weight.shape[1], torch.Size(weight.shape[2:]).numel())
         offsets = weight.qparams.zero_point
         columns = None if offsets is None else offsets.to(torch.int8).reshape(groups, -1)
-        zero_point = torch.zeros(()) if activation.zero_point is None else activation.zero_point
         sums = codes.sum(dim=(2, 3), dtype=torch.int64)
         if columns is not None:
             sums = sums - codes.shape[2:].numel() * columns.to(torch.int64)
@@ -86,13 +82,9 @@ class _Integer:
             panels=_panels(codes, columns, request.bits.weight),
             zero_points=None if columns is None else _full_panels(columns, dim=1).reshape(-1),
             sums=sums.to(torch.int32).reshape(-1),
-            scale=(weight.qparams.scale.reshape(-1) * activation.scale).to(torch.float32),
+            scale=_product_scale(weight.qparams, activation),
             bias=None if bias is None else bias.detach().to(torch.float32).contiguous(),
-            input=(
-                activation.scale.to(torch.float32).reshape(1),
-                zero_point.to(torch.int32).reshape(1),
-                *(activation.spec.code_min, activation.spec.code_max),
-            ),
+            input=_input(activation),
         )
 
     def portable_codes(self) -> Tensor:
@@ -117,6 +109,20 @@ class _Integer:
             geometry = (request.weight_shape[2:], request.stride, request.padding, request.dilation, request.groups)
             y = torch.ops.mixdq.cpu_conv2d(x, *weight, *geometry, *facts)
         return y
+
+
+def _product_scale(weight: QParams, activation: QParams | None) -> Tensor:
+    scale = weight.scale.reshape(-1)
+    return (scale if activation is None else scale * activation.scale).to(torch.float32)
+
+
+def _input(activation: QParams | None) -> tuple[Tensor | None, Tensor | None, int, int]:
+    """Return scale [1], zero point [1], least and greatest code; None for both where the input stays as it is."""
+    if activation is None:
+        return None, None, 0, 0
+    zero_point = torch.zeros(1) if activation.zero_point is None else activation.zero_point
+    scale, zero_point = activation.scale.to(torch.float32).reshape(1), zero_point.to(torch.int32).reshape(1)
+    return scale, zero_point, activation.spec.code_min, activation.spec.code_max
 
 
 def _panels(codes: Tensor, zero_points: Tensor | None, num_bits: int) -> Tensor:

@@ -3,7 +3,8 @@
     mixdq::cpu_linear  x [..., in]                          -> [..., out]
     mixdq::cpu_conv2d  x [(batch,) in, height, width]       -> [(batch,) out, height, width], channels last
 
-Both quantize x and multiply; the weight comes as panels (see `c/weights.h`), its facts as `[groups * columns]` tensors.
+Both quantize x and multiply, or multiply x as it is where it has no scale. The weight comes as panels (see
+`c/weights.h`), its facts as `[groups * columns]` tensors.
 Importing this module registers them.
 """
 
@@ -24,7 +25,7 @@ ALIGNMENT = 4
 """Bytes that a dot-product instruction reads of a row at once; channels are filled up to a multiple."""
 
 _WEIGHT = "Tensor panels, Tensor? zero_points, Tensor sums, Tensor scale, Tensor? bias, int num_bits"
-_INPUT = "Tensor input_scale, Tensor input_zero_point, int low, int high, ScalarType dtype, str layer"
+_INPUT = "Tensor? input_scale, Tensor? input_zero_point, int low, int high, ScalarType dtype, str layer"
 _LIBRARY: Any = torch.library.Library("mixdq", "DEF")  # type: ignore[no-untyped-call]
 _LIBRARY.define(f"cpu_linear(Tensor x, {_WEIGHT}, {_INPUT}) -> Tensor")
 _LIBRARY.define(
@@ -64,8 +65,8 @@ def _product(
     padding: tuple[int, int],
     dilation: tuple[int, int],
     groups: int,
-    input_scale: Tensor,
-    input_zero_point: Tensor,
+    input_scale: Tensor | None,
+    input_zero_point: Tensor | None,
     low: int,
     high: int,
     dtype: torch.dtype,
@@ -78,37 +79,67 @@ def _product(
     if y.numel() == 0:
         return y
     library = native.library()
-    if x.stride(1) != 1 and x.stride(3) != 1:
-        x = x.contiguous()
-    pitch = filled(channels)
-    padded = size[0] + 2 * padding[0], size[1] + 2 * padding[1]
-    # The last channels of the last group may be read past their end, against weights of zero.
-    codes = torch.empty(batch * padded[0] * padded[1] * pitch + ALIGNMENT, dtype=torch.uint8)
-    bad = library.mixdq_quantize(
-        *(x.data_ptr(), native.DTYPES[x.dtype], batch, channels, *size),
-        *x.stride(),
-        *(*padding, pitch, input_scale.data_ptr(), input_zero_point.data_ptr(), 0, low, high, codes.data_ptr()),
-    )
-    if bad:
-        raise NonFiniteError(f"{layer}: its input holds NaN or infinity, which no integer can stand for.", where=layer)
+    pitch, padded = filled(channels), (size[0] + 2 * padding[0], size[1] + 2 * padding[1])
+    if input_scale is None or input_zero_point is None:
+        ready, item = _floats(x, padding, pitch), 4
+    else:
+        ready, item = _codes(x, padding, pitch, input_scale, input_zero_point, low, high, layer), 1
+    pitch *= item
     line = padded[1] * pitch
     taps = _taps(tuple(kernel), tuple(dilation), line, pitch)
     out, in_group, own = len(scale) // groups, channels // groups, len(panels) // groups
     for group in range(groups):
         failed = library.mixdq_product(
-            codes.data_ptr() + group * in_group,
+            ready.data_ptr() + group * in_group * item,
             *(batch, height, width),
             *(padded[0] * line, stride[0] * line, stride[1] * pitch),
             *(taps, len(taps), filled(in_group)),
             *(_at(panels, group * own), num_bits, _at(zero_points, group * own * PANEL)),
             *(out, _at(sums, group * out), _at(scale, group * out), _at(bias, group * out)),
-            *(input_zero_point.data_ptr(), None, 0),
+            *(_at(input_zero_point, 0), None, 0),
             *(y.data_ptr() + group * out * y.element_size(), native.DTYPES[dtype], len(scale)),
             torch.get_num_threads(),
         )
         if failed:
             raise MemoryError(f"{layer}: no memory for a panel of its weight")
     return y
+
+
+def _codes(
+    x: Tensor,
+    padding: tuple[int, int],
+    pitch: int,
+    scale: Tensor,
+    zero_point: Tensor,
+    low: int,
+    high: int,
+    layer: str,
+) -> Tensor:
+    """Return bytes [batch, padded height, padded width, pitch] of `x`, and some more."""
+    if x.stride(1) != 1 and x.stride(3) != 1:
+        x = x.contiguous()
+    batch, channels, height, width = x.shape
+    # The last channels of the last group may be read past their end, against weights of zero.
+    count = batch * (height + 2 * padding[0]) * (width + 2 * padding[1]) * pitch
+    codes = torch.empty(count + ALIGNMENT, dtype=torch.uint8)
+    bad = native.library().mixdq_quantize(
+        *(x.data_ptr(), native.DTYPES[x.dtype], batch, channels, height, width),
+        *x.stride(),
+        *(*padding, pitch, scale.data_ptr(), zero_point.data_ptr(), 0, low, high, codes.data_ptr()),
+    )
+    if bad:
+        raise NonFiniteError(f"{layer}: its input holds NaN or infinity, which no integer can stand for.", where=layer)
+    return codes
+
+
+def _floats(x: Tensor, padding: tuple[int, int], pitch: int) -> Tensor:
+    """Return float32 [batch, padded height, padded width, pitch] of `x`, and some zeros more."""
+    batch, channels, height, width = x.shape
+    padded = (batch, height + 2 * padding[0], width + 2 * padding[1], pitch)
+    room = torch.zeros(torch.Size(padded).numel() + ALIGNMENT)
+    inner = room[:-ALIGNMENT].view(padded)[:, padding[0] : padding[0] + height, padding[1] : padding[1] + width]
+    inner[..., :channels] = x.permute(0, 2, 3, 1)
+    return room
 
 
 @functools.cache

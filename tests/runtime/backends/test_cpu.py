@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional
 
 from mixdq.errors import NonFiniteError
-from mixdq.quant.weights import quantize_weight
+from mixdq.quant.weights import dequantize_weight, quantize_weight
 from mixdq.runtime.backends.cpu import MAX_DEPTH, CpuBackend
 from mixdq.runtime.backends.reference import ReferenceBackend
 from mixdq.runtime.kernel import HoldingKernel, KernelRequest
@@ -138,9 +138,9 @@ def test_refusals_are_in_words() -> None:
 
 def test_without_a_compiler_it_refuses_and_says_what_to_do(monkeypatch) -> None:
     monkeypatch.setattr(native, "trouble", lambda: "no C compiler found (cc): install one")
-    assert CPU.refusals(REQUEST) == ["no C compiler found (cc): install one"]
-    # Weight-only layers need none.
-    assert CPU.refusals(replace(REQUEST, bits=LayerBits(weight=4, activation=16))) == []
+    for activation in (8, 16):
+        request = replace(REQUEST, bits=LayerBits(weight=4, activation=activation))
+        assert CPU.refusals(request) == ["no C compiler found (cc): install one"]
 
 
 def test_a_part_of_a_joined_input_leaves_in_float32() -> None:
@@ -150,14 +150,48 @@ def test_a_part_of_a_joined_input_leaves_in_float32() -> None:
     assert torch.equal(found, expected)
 
 
-def test_weight_only_convolutions_multiply_the_dequantized_weight() -> None:
-    (part,) = quantize_weight(torch.randn(8, 4, 3, 3), 4)
-    request = replace(REQUEST, op="conv2d", bits=LayerBits(weight=4, activation=16), weight_shape=(8, 4, 3, 3))
-    x = torch.randn(1, 4, 6, 6)
-    real = REFERENCE.bind(request, part, None, None)(x)
-    found = CPU.bind(request, part, None, None)(x)
-    assert torch.equal(found, real)
-    assert found.shape == functional.conv2d(x, torch.zeros(8, 4, 3, 3)).shape
+WEIGHT_ONLY = [
+    ((40, 24), (7, 24), {}),
+    ((33, 5), (3, 29, 5), {}),
+    ((8, 4, 3, 3), (2, 4, 6, 17), {"padding": (1, 1)}),
+    ((6, 3, 3, 2), (1, 6, 9, 11), {"stride": (2, 1), "padding": (0, 2), "dilation": (1, 2), "groups": 2}),
+]
+
+
+@pytest.mark.parametrize(("weight_shape", "shape", "geometry"), WEIGHT_ONLY)
+@pytest.mark.parametrize(("num_bits", "symmetric"), [(2, True), (4, False), (5, True), (8, True), (8, False)])
+@pytest.mark.parametrize("dtype", list(native.DTYPES), ids=str)
+def test_weight_only_layers_multiply_the_dequantized_weight(
+    weight_shape, shape, geometry, num_bits, symmetric, dtype
+) -> None:
+    generator = torch.Generator().manual_seed(num_bits)
+    (part,) = quantize_weight(torch.randn(weight_shape, generator=generator), num_bits, symmetric=symmetric)
+    bias, x = (torch.randn(size, generator=generator) for size in (weight_shape[0], shape))
+    request = replace(
+        REQUEST,
+        op="linear" if len(weight_shape) == 2 else "conv2d",
+        bits=LayerBits(weight=num_bits, activation=16),
+        weight_shape=weight_shape,
+        symmetric=symmetric,
+        dtype=dtype,
+        **geometry,
+    )
+    x = x.to(dtype)
+    found = CPU.bind(request, part, bias, None)(x)
+    weight = dequantize_weight((part,)).to(torch.float64)
+    arguments = tuple(geometry.get(name, fill) for name, fill in (("stride", 1), ("padding", 0), ("dilation", 1)))
+    arguments = (*arguments, geometry.get("groups", 1))
+
+    def product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        x, weight, bias = x.to(torch.float64), weight.to(torch.float64), bias.to(torch.float64)
+        if request.op == "linear":
+            return functional.linear(x, weight, bias)
+        return functional.conv2d(x, weight, bias, *arguments)
+
+    # A float32 sum of n products is off by at most n roundings of the sum of their magnitudes.
+    bound = product(x.abs(), weight.abs(), bias.abs()) * (weight[0].numel() + 3) * 2.0**-24
+    assert found.dtype == request.output_dtype
+    assert bool(((found.to(torch.float64) - product(x, weight, bias)).abs() <= bound).all())
 
 
 @pytest.mark.parametrize("num_bits", [2, 3, 4, 8])

@@ -1,8 +1,5 @@
 import ctypes
-import stat
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,14 +11,15 @@ from mixdq.types.tensors import QParams, QuantSpec
 
 
 @pytest.fixture
-def fresh(monkeypatch, tmp_path) -> Iterator[Path]:
+def fresh(monkeypatch, tmp_path) -> Iterator[None]:
     """An empty cache folder and a library not loaded yet."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    native.library.cache_clear()
-    native.trouble.cache_clear()
-    yield tmp_path / "mixdq"
-    native.library.cache_clear()
-    native.trouble.cache_clear()
+    cached = (native.library, native.trouble, native._loaded)
+    for function in cached:
+        function.cache_clear()
+    yield
+    for function in cached:
+        function.cache_clear()
 
 
 def compiled() -> ctypes.CDLL:
@@ -31,54 +29,18 @@ def compiled() -> ctypes.CDLL:
     return native.library()
 
 
-def test_it_is_compiled_once_into_a_folder_of_the_user_alone(fresh) -> None:
-    compiled()
-    (made,) = fresh.iterdir()
-    assert stat.S_IMODE(fresh.stat().st_mode) == 0o700
-    before = made.stat().st_mtime_ns
-    native.library.cache_clear()
-    compiled()
-    assert [path.stat().st_mtime_ns for path in fresh.iterdir()] == [before]
+def test_it_says_what_it_runs_on() -> None:
+    way = compiled().mixdq_way().decode()
+    assert native.description().startswith(way)
+    assert ("one thread" in way) or "OpenMP" not in way
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="permissions are a POSIX matter")
-def test_a_folder_that_others_can_write_to_is_not_used(fresh) -> None:
-    fresh.mkdir()
-    fresh.chmod(0o777)
-    assert native._cache() != fresh
-    fresh.chmod(0o700)
-    assert native._cache() == fresh
-
-
-def test_without_a_compiler_the_reason_says_what_to_install(fresh, monkeypatch) -> None:
+def test_without_a_compiler_it_says_why(fresh, monkeypatch) -> None:
     monkeypatch.setenv("CC", "no-such-compiler")
     assert "no C compiler found (no-such-compiler)" in str(native.trouble())
-    assert "apt-get install gcc" in str(native.trouble())
     with pytest.raises(native.CompilerError):
         native.library()
     assert native.description() == f"none: {native.trouble()}"
-
-
-def test_a_compiler_that_fails_is_named_with_its_first_error(fresh, monkeypatch, tmp_path) -> None:
-    failing = tmp_path / "failing"
-    failing.write_text(f"#!{sys.executable}\nimport sys\nsys.exit('products.c:1: error: out of letters')\n")
-    failing.chmod(0o755)
-    monkeypatch.setenv("CC", str(failing))
-    assert "error: out of letters" in str(native.trouble())
-    assert not list(fresh.glob("*.so"))
-
-
-def test_a_damaged_library_is_made_again(fresh, monkeypatch, tmp_path) -> None:
-    compiled()
-    (made,) = fresh.iterdir()
-    # Elsewhere, for a file that is loaded already is not looked at again.
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))
-    damaged = tmp_path / "other" / "mixdq" / made.name
-    damaged.parent.mkdir(parents=True)
-    damaged.write_bytes(b"not a library")
-    native.library.cache_clear()
-    assert native.library().mixdq_way()
-    assert len(damaged.read_bytes()) > 1000
 
 
 @pytest.mark.parametrize("dtype", list(native.DTYPES), ids=str)

@@ -1,51 +1,52 @@
 /* Activations to codes: one pass that quantizes, brings channels together and pads. */
+#include <float.h>
 #include <math.h>
 
-#include "numbers.h"
+#include "runs.h"
 
 typedef struct {
-    float scale, zero_point, low, high; /* low and high: the least and the greatest code */
+    float scale, inverse, limit; /* inverse: 0 where a division must do; limit: beyond it, either way, every value has the greatest or the least code */
+    float zero_point, low, high; /* low and high: the least and the greatest code */
 } Grid;
 
+/* value / scale, rounded as a division is, without its price. With the inverse rounded to nearest and a fused
+ * multiply-add, one correction gives the very same float (Markstein, IBM Journal of Research and Development 34, 1990). */
+static inline float quotient(float value, Grid grid) {
+#if defined(__FMA__) || defined(__aarch64__)
+    if (grid.inverse == 0.0f) return value / grid.scale;
+    value = value < -grid.limit ? -grid.limit : value;
+    value = value > grid.limit ? grid.limit : value;
+    const float near = value * grid.inverse;
+    return __builtin_fmaf(__builtin_fmaf(-near, grid.scale, value), grid.inverse, near);
+#else
+    return value / grid.scale;
+#endif
+}
+
 static inline uint8_t code_of(float value, Grid grid) {
-    float code = nearbyintf(value / grid.scale) + grid.zero_point;
+    float code = nearbyintf(quotient(value, grid)) + grid.zero_point;
     code = code < grid.low ? grid.low : code;
     code = code > grid.high ? grid.high : code;
     return (uint8_t)((int32_t)code + 128);
 }
 
-/* Returns nonzero where a value is NaN or infinite. `step` is the distance of `to`'s elements. */
-#define DEFINE_RUN(NAME, TYPE, READ)                                                                               \
-    static inline int NAME(const TYPE *restrict from, int64_t count, Grid grid, uint8_t *restrict to, int64_t step) { \
-        int bad = 0;                                                                                               \
-        if (step == 1) {                                                                                           \
-            for (int64_t i = 0; i < count; i++) {                                                                  \
-                float value = READ(from[i]);                                                                       \
-                bad |= !(fabsf(value) <= 3.402823466e38f);                                                         \
-                to[i] = code_of(value, grid);                                                                      \
-            }                                                                                                      \
-        } else {                                                                                                   \
-            for (int64_t i = 0; i < count; i++) {                                                                  \
-                float value = READ(from[i]);                                                                       \
-                bad |= !(fabsf(value) <= 3.402823466e38f);                                                         \
-                to[i * step] = code_of(value, grid);                                                               \
-            }                                                                                                      \
-        }                                                                                                          \
-        return bad;                                                                                                \
-    }
+#define BLOCK 256 /* numbers that are widened at a time */
 
-#define AS_IT_IS(value) (value)
-#define AS_FLOAT(value) ((float)(value))
-DEFINE_RUN(run_float32, float, AS_IT_IS)
-DEFINE_RUN(run_bfloat16, uint16_t, from_bfloat16)
-DEFINE_RUN(run_float16, _Float16, AS_FLOAT)
-
-static inline int run(int dtype, const char *from, int64_t count, Grid grid, uint8_t *to, int64_t step) {
-    switch (dtype) {
-    case FLOAT32: return run_float32((const float *)from, count, grid, to, step);
-    case BFLOAT16: return run_bfloat16((const uint16_t *)from, count, grid, to, step);
-    default: return run_float16((const _Float16 *)from, count, grid, to, step);
+/* Codes of `count` numbers from element `at` of x on, `step` apart. Returns nonzero where one is NaN or infinite. */
+static inline int run(const void *x, int dtype, int64_t at, int64_t count, Grid grid, uint8_t *restrict to, int64_t step) {
+    float values[BLOCK];
+    int bad = 0;
+    for (int64_t first = 0; first < count; first += BLOCK) {
+        const int64_t here = count - first < BLOCK ? count - first : BLOCK;
+        widen(x, dtype, at + first, here, values);
+        for (int64_t i = 0; i < here; i++) bad |= !(fabsf(values[i]) <= FLT_MAX);
+        uint8_t *restrict out = to + first * step;
+        if (step == 1)
+            for (int64_t i = 0; i < here; i++) out[i] = code_of(values[i], grid);
+        else
+            for (int64_t i = 0; i < here; i++) out[i * step] = code_of(values[i], grid);
     }
+    return bad;
 }
 
 /* Codes of x [batch, channels, height, width], strides in elements, one of channels' and width's being 1, as bytes
@@ -57,7 +58,7 @@ int mixdq_quantize(const void *x, int dtype, int64_t batch, int64_t channels, in
                    int64_t batch_stride, int64_t channel_stride, int64_t line_stride, int64_t pixel_stride,
                    int64_t pad_h, int64_t pad_w, int64_t pitch, const float *scales, const int32_t *zero_points,
                    int own, int32_t low, int32_t high, uint8_t *codes) {
-    const int64_t size = dtype == FLOAT32 ? 4 : 2, lines = height + 2 * pad_h, line = (width + 2 * pad_w) * pitch;
+    const int64_t lines = height + 2 * pad_h, line = (width + 2 * pad_w) * pitch;
     /* A matrix is one long line: it is cut into pieces, so that threads share it. */
     const int64_t piece = lines == 1 && pad_w == 0 ? 64 : width, pieces = width ? (width + piece - 1) / piece : 1;
     int bad = 0;
@@ -67,7 +68,9 @@ int mixdq_quantize(const void *x, int dtype, int64_t batch, int64_t channels, in
             const int64_t n = row / lines, h = row % lines - pad_h, first = part * piece;
             const int64_t count = first + piece < width ? piece : width - first;
             const int32_t zero_point = zero_points[own ? n : 0];
-            const Grid grid = {scales[own ? n : 0], (float)zero_point, (float)low, (float)high};
+            const float scale = scales[own ? n : 0];
+            const int usual = scale > 0x1p-100f && scale < 0x1p100f; /* so that nothing over- or underflows */
+            const Grid grid = {scale, usual ? 1.0f / scale : 0.0f, 1024.0f * scale, (float)zero_point, (float)low, (float)high};
             uint8_t *out = codes + row * line;
             if (h < 0 || h >= height) {
                 memset(out, zero_point + 128, line);
@@ -78,15 +81,15 @@ int mixdq_quantize(const void *x, int dtype, int64_t batch, int64_t channels, in
                 memset(out + (pad_w + width) * pitch, zero_point + 128, pad_w * pitch);
             }
             out += (pad_w + first) * pitch;
-            const char *in = (const char *)x + size * (n * batch_stride + h * line_stride + first * pixel_stride);
+            const int64_t at = n * batch_stride + h * line_stride + first * pixel_stride;
             if (channel_stride == 1 && pixel_stride == channels && pitch == channels) {
-                bad |= run(dtype, in, count * channels, grid, out, 1);
+                bad |= run(x, dtype, at, count * channels, grid, out, 1);
             } else if (channel_stride == 1) {
                 for (int64_t w = 0; w < count; w++)
-                    bad |= run(dtype, in + size * w * pixel_stride, channels, grid, out + w * pitch, 1);
+                    bad |= run(x, dtype, at + w * pixel_stride, channels, grid, out + w * pitch, 1);
             } else {
                 for (int64_t c = 0; c < channels; c++)
-                    bad |= run(dtype, in + size * c * channel_stride, count, grid, out + c, pitch);
+                    bad |= run(x, dtype, at + c * channel_stride, count, grid, out + c, pitch);
             }
             if (pitch > channels)
                 for (int64_t w = 0; w < count; w++) memset(out + w * pitch + channels, 0, pitch - channels);

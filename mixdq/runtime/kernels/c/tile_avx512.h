@@ -1,6 +1,6 @@
 /* AVX512-VNNI: 14 rows and 32 columns of sums fill 28 of the 32 registers. */
 #define MR 14
-#define WAY "AVX512-VNNI dot products"
+#define ARITHMETIC "AVX512-VNNI dot products"
 
 static inline __attribute__((always_inline)) __m512i four(const uint8_t *x) {
     int32_t word;

@@ -1,0 +1,123 @@
+"""What lies between a denoiser's quantized layers, on our own kernels: attention and gates.
+
+diffusers lets every attention layer have a processor. Ours takes the default one's place and does what that does; for
+whatever it does not know (masks, norms, gradients, other devices) it asks the one it replaced. Gates are modules, and
+replaced as such, under the same names. No weight is touched.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from mixdq.runtime.kernels import native
+from mixdq.runtime.kernels.between import attention, geglu
+
+PROCESSOR, GATE = "AttnProcessor2_0", "GEGLU"
+"""diffusers' default processor and its gated layer; known by name, for this room does not import diffusers."""
+
+
+class CpuAttention:
+    """A processor of diffusers' `Attention`: projections as they are, scores and sums by `mixdq::cpu_attention`."""
+
+    def __init__(self, otherwise: Callable[..., Tensor]) -> None:
+        self.otherwise = otherwise
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        temb: Tensor | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Tensor:
+        """Return the layer's output for `hidden_states` [batch, tokens, width], as diffusers' own processor does."""
+        plain = attention_mask is None and not args and not kwargs and _is_plain(attn)
+        if not plain or hidden_states.dim() != 3 or not _is_ours(hidden_states):
+            return self.otherwise(attn, hidden_states, encoder_hidden_states, attention_mask, temb, *args, **kwargs)
+        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        y = attention(attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context), attn.heads)
+        for module in attn.to_out:
+            y = module(y)
+        if attn.residual_connection:
+            y = y + hidden_states
+        return y if attn.rescale_output_factor == 1.0 else y / attn.rescale_output_factor
+
+
+class CpuGeglu(nn.Module):
+    """A gated layer whose gate is one pass; `proj` is the projection to twice the width of the layer it replaces."""
+
+    proj: nn.Module
+
+    def __init__(self, otherwise: nn.Module) -> None:
+        super().__init__()
+        self.proj = otherwise.get_submodule("proj")
+        # Without its projection, for whoever exchanges that must find it in one place. In a tuple, for it is no child.
+        setattr(otherwise, "proj", None)  # noqa: B010  # nn.Module knows no such attribute
+        self._otherwise = (otherwise,)
+
+    def restored(self) -> nn.Module:
+        """Return the layer that this one replaced, with the projection of now."""
+        (otherwise,) = self._otherwise
+        setattr(otherwise, "proj", self.proj)  # noqa: B010
+        return otherwise
+
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Return the gated projection of `hidden_states` [..., width]; what else comes is ignored."""
+        y: Tensor = self.proj(hidden_states)
+        if _is_ours(y):
+            return geglu(y)
+        value, gate = y.chunk(2, dim=-1)
+        return value * functional.gelu(gate)
+
+
+def use_cpu_kernels(denoiser: nn.Module) -> int:
+    """Give attention layers with diffusers' default processor and gates our kernels; return how many there are.
+
+    None where the kernels cannot be had; `mixdq doctor` says why.
+    """
+    if native.trouble() is not None:
+        return 0
+    return _exchange(
+        denoiser,
+        lambda processor: CpuAttention(processor) if type(processor).__name__ == PROCESSOR else None,
+        lambda module: CpuGeglu(module) if type(module).__name__ == GATE else None,
+    )
+
+
+def remove_cpu_kernels(denoiser: nn.Module) -> int:
+    """Undo `use_cpu_kernels`, and return how many were exchanged."""
+    return _exchange(
+        denoiser,
+        lambda processor: processor.otherwise if isinstance(processor, CpuAttention) else None,
+        lambda module: module.restored() if isinstance(module, CpuGeglu) else None,
+    )
+
+
+def _exchange(
+    denoiser: nn.Module,
+    processor_for: Callable[[Any], Any | None],
+    module_for: Callable[[nn.Module], nn.Module | None],
+) -> int:
+    exchanged = 0
+    for name, module in list(denoiser.named_modules()):
+        processor, successor = processor_for(getattr(module, "processor", None)), module_for(module)
+        if processor is not None:
+            setattr(module, "processor", processor)  # noqa: B010  # nn.Module knows no such attribute
+        if successor is not None:
+            denoiser.set_submodule(name, successor.train(module.training))
+        exchanged += (processor is not None) + (successor is not None)
+    return exchanged
+
+
+def _is_plain(attn: Any) -> bool:
+    others = ("spatial_norm", "group_norm", "norm_cross", "norm_q", "norm_k")
+    return all(getattr(attn, name, None) is None for name in others) and attn.inner_kv_dim == attn.inner_dim
+
+
+def _is_ours(x: Tensor) -> bool:
+    return x.device.type == "cpu" and x.dtype in native.DTYPES and not torch.is_grad_enabled()

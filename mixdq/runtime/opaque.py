@@ -1,0 +1,112 @@
+"""A quantized layer as one operator of torch: what `torch.compile` sees of it, whatever kernel runs it.
+
+    mixdq::linear  x [..., in],                     layer -> [..., out], contiguous
+    mixdq::conv2d  x [(batch,) in, height, width],  layer -> [(batch,) out, height, width], channels last
+
+`layer` is a handle, an int64 tensor on the CPU: operators take no objects, and a number would be a constant of the
+compiled code, which the blocks of a model could then not share. Nothing of a layer is in that code, so kernels are
+bound, checks raise and a loaded or moved layer is bound anew just as without it. Importing this module registers them.
+"""
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+from weakref import WeakValueDictionary
+
+import torch
+from torch import Tensor
+
+
+class Runs(Protocol):
+    """What a handle stands for."""
+
+    def run(self, input: Tensor, /) -> Tensor:
+        """Return the layer's output."""
+        ...
+
+
+_LIBRARY: Any = torch.library.Library("mixdq", "FRAGMENT")  # type: ignore[no-untyped-call]
+_LIBRARY.define("linear(Tensor x, Tensor layer, SymInt out_features) -> Tensor")
+_LIBRARY.define(
+    "conv2d(Tensor x, Tensor layer, SymInt out_channels, int[] kernel, int[] stride, int[] borders, int[] dilation) "
+    "-> Tensor"
+)
+
+_NUMBERS = itertools.count()
+# A handle keeps nothing alive: compiled code holds the layer itself.
+_LAYERS: WeakValueDictionary[int, Runs] = WeakValueDictionary()
+
+
+def new_handle(layer: Runs) -> Tensor:
+    """Return the handle of a layer; every layer, a copy too, needs one of its own."""
+    number = next(_NUMBERS)
+    _LAYERS[number] = layer
+    return torch.tensor(number, dtype=torch.int64, device="cpu")
+
+
+def linear(x: Tensor, layer: Tensor, out_features: int) -> Tensor:
+    """Return the output of the Linear layer that a handle stands for."""
+    y: Tensor = torch.ops.mixdq.linear(x, layer, out_features)
+    return y
+
+
+def conv2d(
+    x: Tensor,
+    layer: Tensor,
+    out_channels: int,
+    *,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    borders: Sequence[int],
+    dilation: Sequence[int],
+) -> Tensor:
+    """Return the output of the Conv2d layer that a handle stands for; `borders` are rows and columns added in all."""
+    y: Tensor = torch.ops.mixdq.conv2d(x, layer, out_channels, kernel, stride, borders, dilation)
+    return y
+
+
+def _layer_of(handle: Tensor) -> Runs:
+    layer = _LAYERS.get(int(handle))
+    if layer is None:
+        raise RuntimeError(
+            "This program calls a quantized layer that is not in this process: an exported program holds none. Save "
+            "the model with save_pretrained, open it, and compile it where it runs."
+        )
+    return layer
+
+
+def _run_linear(x: Tensor, layer: Tensor, out_features: int) -> Tensor:
+    return _layer_of(layer).run(x).contiguous()
+
+
+def _run_conv2d(x: Tensor, layer: Tensor, *geometry: Any) -> Tensor:
+    y = _layer_of(layer).run(x)
+    if y.dim() == 4:
+        return y.contiguous(memory_format=torch.channels_last)
+    return y.movedim(0, -1).contiguous().movedim(-1, 0)
+
+
+def _fake_linear(x: Tensor, layer: Tensor, out_features: int) -> Tensor:
+    return x.new_empty(*x.shape[:-1], out_features)
+
+
+def _fake_conv2d(
+    x: Tensor,
+    layer: Tensor,
+    out_channels: int,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    borders: Sequence[int],
+    dilation: Sequence[int],
+) -> Tensor:
+    size = [(x.shape[i - 2] + borders[i] - dilation[i] * (kernel[i] - 1) - 1) // stride[i] + 1 for i in (0, 1)]
+    return x.new_empty(*x.shape[:-3], *size, out_channels).movedim(-1, -3)
+
+
+def _register(name: str, run: Callable[..., Tensor], fake: Callable[..., Tensor]) -> None:
+    _LIBRARY.impl(name, run, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"mixdq::{name}", fake, lib=_LIBRARY)
+
+
+_register("linear", _run_linear, _fake_linear)
+_register("conv2d", _run_conv2d, _fake_conv2d)
