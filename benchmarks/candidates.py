@@ -4,17 +4,13 @@ from collections.abc import Callable
 from itertools import cycle
 
 import torch
-from torch import nn
+from diffusers import UNet2DConditionModel
 
 from benchmarks.case import Candidate, Case, Loaded, stored_bytes
+from benchmarks.conversion import record_of, table_of
 from benchmarks.peers import openvino, sdnq, torchao
-from mixdq.quant.bos import BosRow
-from mixdq.quant.weights import quantize_weight
-from mixdq.runtime.conv2d import QuantizedConv2d
-from mixdq.runtime.layout import LayerLayout
-from mixdq.runtime.linear import QuantizedLinear
-from mixdq.types.plan import FLOAT_BITS, LayerBits
-from mixdq.types.tensors import QParams, QuantSpec
+from mixdq.conversion.convert import convert
+from mixdq.types.plan import BitPlan, LayerBits
 
 
 def floating(dtype: torch.dtype, *, compiled: bool = False) -> Candidate:
@@ -52,24 +48,11 @@ def ours(*bits: str, compiled: str = "") -> Candidate:
     return Candidate(load=load, held=held, loading=2 + held / 2)
 
 
-def quantize(model: nn.Module, bits: list[LayerBits]) -> None:
-    """Replace every Linear and Conv2d, one after the other; ranges are made up, for time does not depend on them."""
-    spec = QuantSpec(num_bits=8, symmetric=False)
-    activation = QParams(scale=torch.tensor(0.05), zero_point=torch.tensor(0, dtype=torch.int32), spec=spec)
-    layers = {name: one for name, one in model.named_modules() if isinstance(one, nn.Linear | nn.Conv2d)}
-    for (name, module), width in zip(layers.items(), cycle(bits), strict=False):
-        bos = None
-        if name.endswith(("attn2.to_k", "attn2.to_v")):
-            bos = BosRow(input=torch.ones(module.weight.shape[1]), output=torch.zeros(module.weight.shape[0]))
-        layout = LayerLayout(name=name, bits=width, bos=bos is not None)
-        parts = quantize_weight(module.weight, width.weight)
-        inputs = None if width.activation == FLOAT_BITS else [activation]
-        if isinstance(module, nn.Linear):
-            model.set_submodule(name, QuantizedLinear.from_float(module, layout, parts, inputs, bos, backend="cpu"))
-        else:
-            model.set_submodule(name, QuantizedConv2d.from_float(module, layout, parts, inputs, backend="cpu"))
-        # The float weight goes at once, not when all are done.
-        module.weight = nn.Parameter(module.weight.new_empty(0), requires_grad=False)
+def quantize(model: UNet2DConditionModel, bits: list[LayerBits]) -> None:
+    """Convert the model as `mixdq apply` does; ranges are made up, for time does not depend on them."""
+    layers = table_of(model)
+    plan = BitPlan(name="benchmark", layers={spec.name: one for spec, one in zip(layers, cycle(bits), strict=False)})
+    convert(model, plan, layers, record_of(layers), backend="cpu")
 
 
 CANDIDATES: dict[str, Candidate] = {

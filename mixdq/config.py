@@ -16,7 +16,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from mixdq.errors import ConfigError
 from mixdq.types.layers import GROUPS, Group
-from mixdq.types.plan import ACTIVATION_CHOICES, FLOAT_BITS, WEIGHT_CHOICES, Budget, check_bits
+from mixdq.types.plan import ACTIVATION_CHOICES, FLOAT_BITS, WEIGHT_CHOICES, Activations, Budget, check_bits
 
 Positive = Annotated[int, Field(ge=1)]
 Bits = Annotated[float, Field(ge=2, le=16)]
@@ -137,14 +137,16 @@ class SelectionConfig(_Section):
 
 
 class ConversionConfig(_Section):
-    """How the chosen plan is carried out; `symmetric` and `rounding` hold for sensitivity and selection as well.
+    """How the chosen plan is carried out; all but `backend` hold for sensitivity and selection as well.
 
-    `backend` is a name or "auto", the fastest that can run each layer; see `mixdq doctor`.
+    `backend` is a name or "auto", the fastest that can run each layer; see `mixdq doctor`. `activations` are "static",
+    scaled as calibrated, or "dynamic", scaled at run time: each row of a Linear's input, each picture of a Conv2d's.
     """
 
     backend: str = "auto"
     symmetric: bool = True
     rounding: str = "nearest"
+    activations: Activations = "static"
 
 
 class EvaluationConfig(_Section):

@@ -17,4 +17,8 @@ GuidanceScale = Annotated[float | None, typer.Option(help="Classifier-free guida
 Size = Annotated[int | None, typer.Option(help="Height and width of the pictures in pixels (default: the model's).")]
 Seed = Annotated[int | None, typer.Option(help="Chooses noise and order (default 0).")]
 Keep = Annotated[list[str] | None, typer.Option(help="Layers left in floating point: a name pattern, repeatable.")]
+ActivationScales = Annotated[
+    str | None,
+    typer.Option("--activations", help="static: scaled as calibrated (default); dynamic: at run time, each row."),
+]
 BackendName = Annotated[str | None, typer.Option("--backend", help="auto, or the name of one (see mixdq doctor).")]

@@ -7,7 +7,7 @@ from torch import nn
 
 from mixdq.errors import NonFiniteError, PlanError
 from mixdq.types.layers import LayerSpec, LayerTable
-from mixdq.types.plan import FLOAT_BITS, BitPlan, LayerBits
+from mixdq.types.plan import FLOAT_BITS, Activations, BitPlan, LayerBits, is_dynamic
 from mixdq.types.tensors import CalibrationRecord
 
 SHOWN = 8
@@ -16,8 +16,10 @@ SHOWN = 8
 FLOAT = LayerBits(weight=FLOAT_BITS, activation=FLOAT_BITS)
 
 
-def check_plan(plan: BitPlan, table: LayerTable, record: CalibrationRecord) -> None:
-    """Return if a plan can be carried out with what calibration learned.
+def check_plan(
+    plan: BitPlan, table: LayerTable, record: CalibrationRecord, *, activations: Activations = "static"
+) -> None:
+    """Return if a plan can be carried out with what calibration learned; "dynamic" activations need no ranges.
 
     Raises:
         PlanError: layers are missing or unknown, a width cannot be run, a range or a BOS row is missing; all are named.
@@ -27,7 +29,7 @@ def check_plan(plan: BitPlan, table: LayerTable, record: CalibrationRecord) -> N
     complaints += [f"{name}: the model has no such layer" for name in plan.layers.keys() - known]
     for spec in table:
         if spec.name in plan.layers:
-            complaints += _layer_complaints(spec, plan.layers[spec.name], record)
+            complaints += _layer_complaints(spec, plan.layers[spec.name], record, is_dynamic(activations))
     if complaints:
         raise plan_error(f"plan {plan.name!r} does not fit {table.model}", complaints)
 
@@ -70,13 +72,13 @@ def plan_error(what: str, complaints: Iterable[str]) -> PlanError:
     return PlanError(f"{what}; {len(every)} disagreements:\n{shown}{more}", disagreements=every)
 
 
-def _layer_complaints(spec: LayerSpec, bits: LayerBits, record: CalibrationRecord) -> list[str]:
+def _layer_complaints(spec: LayerSpec, bits: LayerBits, record: CalibrationRecord, dynamic: bool) -> list[str]:
     if bits == FLOAT:
         return []
     if bits.weight == FLOAT_BITS:
         return [f"{spec.name}: {bits} quantizes the input of a floating-point weight, which no kernel runs; use W16A16"]
     complaints = []
-    if bits.activation != FLOAT_BITS:
+    if bits.activation != FLOAT_BITS and not dynamic:
         parts, ranges = max(1, len(spec.input_splits)), len(record.ranges.get(spec.name, ()))
         if ranges != parts:
             complaints.append(f"{spec.name}: {bits} needs {parts} calibrated range(s), the record has {ranges}")

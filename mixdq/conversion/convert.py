@@ -24,7 +24,7 @@ from mixdq.runtime.linear import QuantizedLinear
 from mixdq.runtime.requests import kernel_requests
 from mixdq.runtime.select import AUTO, select
 from mixdq.types.layers import LayerSpec, LayerTable
-from mixdq.types.plan import BitPlan, LayerBits
+from mixdq.types.plan import Activations, BitPlan, LayerBits, is_dynamic
 from mixdq.types.progress import Progress, no_progress
 from mixdq.types.receipt import LayerReceipt, Receipt
 from mixdq.types.tensors import CalibrationRecord
@@ -45,6 +45,7 @@ def convert(
     backend: str = AUTO,
     symmetric: bool = True,
     rounding: str = "nearest",
+    activations: Activations = "static",
     progress: Progress = no_progress,
 ) -> Receipt:
     """Quantize a denoiser in place and return what was done, layer by layer.
@@ -57,11 +58,14 @@ def convert(
         PlanError: the plan, the table, the record and the denoiser disagree.
         NonFiniteError: a weight holds NaN or infinity.
         NoBackendError: nobody runs one of the layers; the first is named, and how many more there are.
-        ConfigError: there is no such backend.
+        ConfigError: there is no such backend, or `activations` are neither static nor dynamic.
     """
-    check_plan(plan, table, record)
+    check_plan(plan, table, record, activations=activations)
     modules = check_denoiser(denoiser, plan, table)
-    layouts = {spec.name: _layout(spec, plan.layers[spec.name], symmetric) for spec in table if spec.name in modules}
+    dynamic = is_dynamic(activations)
+    layouts = {
+        spec.name: _layout(spec, plan.layers[spec.name], symmetric, dynamic) for spec in table if spec.name in modules
+    }
     choices = _choose(modules, layouts, backend)
     receipts = []
     for done, spec in enumerate(table, start=1):
@@ -89,8 +93,10 @@ def convert(
     return receipt
 
 
-def _layout(spec: LayerSpec, bits: LayerBits, symmetric: bool) -> LayerLayout:
-    return LayerLayout(name=spec.name, bits=bits, symmetric=symmetric, splits=spec.input_splits, bos=spec.bos)
+def _layout(spec: LayerSpec, bits: LayerBits, symmetric: bool, dynamic: bool) -> LayerLayout:
+    return LayerLayout(
+        name=spec.name, bits=bits, symmetric=symmetric, splits=spec.input_splits, bos=spec.bos, dynamic=dynamic
+    )
 
 
 def _choose(
@@ -141,7 +147,7 @@ def _successor(
             name=spec.name,
         )
     activation = None
-    if not layout.weight_only:
+    if not (layout.weight_only or layout.dynamic):
         activation = [activation_qparams(rng, layout.bits.activation) for rng in record.ranges[spec.name]]
     if isinstance(module, nn.Conv2d):
         return QuantizedConv2d.from_float(module, layout, parts, activation, backend=backend)

@@ -28,7 +28,7 @@ from mixdq.runtime.linear import QuantizedLinear
 from mixdq.runtime.requests import kernel_requests
 from mixdq.runtime.select import AUTO, check_backend
 from mixdq.types.layers import LayerTable
-from mixdq.types.plan import BitPlan
+from mixdq.types.plan import Activations, BitPlan
 from mixdq.types.tensors import CalibrationRecord
 
 log = logging.getLogger(__name__)
@@ -186,6 +186,7 @@ def attach_config(
     *,
     backend: str = AUTO,
     symmetric: bool = True,
+    activations: Activations = "static",
 ) -> MixDQConfig:
     """Make a denoiser that `convert` has just quantized saveable, and return its config.
 
@@ -196,6 +197,7 @@ def attach_config(
     saved = SavedModel(
         plan=plan,
         symmetric=symmetric,
+        activations=activations,
         input_splits={spec.name: spec.input_splits for spec in layers if spec.input_splits},
         bos_layers=tuple(spec.name for spec in layers if spec.bos),
         calibration=dict(record.origin),

@@ -4,6 +4,7 @@
     format_version   1
     backend          what ran it when it was saved: "auto" or a name
     symmetric        whether weights have no zero points
+    activations      "dynamic" where inputs are scaled at run time; absent where they are as calibrated
     plan             name, layers ("W4A8" each), budget, solver, origin: the whole BitPlan
     input_splits     layer -> channels of each part of its joined input
     bos_layers       layers with a stored first-token row
@@ -18,7 +19,7 @@ from typing import Any
 
 from mixdq.errors import ArtifactFormatError
 from mixdq.runtime.layout import LayerLayout
-from mixdq.types.plan import FLOAT_BITS, BitPlan, Budget, LayerBits, SolverFacts
+from mixdq.types.plan import FLOAT_BITS, Activations, BitPlan, Budget, LayerBits, SolverFacts, is_dynamic
 
 METHOD = "mixdq"
 FORMAT_VERSION = 1
@@ -35,6 +36,7 @@ _KEYS = {
     "bos_layers",
     "calibration",
 }
+_OPTIONAL = {"activations"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,13 +45,14 @@ class SavedModel:
 
     plan: BitPlan
     symmetric: bool = True
+    activations: Activations = "static"
     input_splits: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     bos_layers: tuple[str, ...] = ()
     calibration: Mapping[str, str] = field(default_factory=dict)
 
     def layouts(self) -> dict[str, LayerLayout]:
         """Return the layout of every layer with a quantized weight, in the plan's order."""
-        bos = set(self.bos_layers)
+        bos, dynamic = set(self.bos_layers), is_dynamic(self.activations)
         return {
             name: LayerLayout(
                 name=name,
@@ -57,6 +60,7 @@ class SavedModel:
                 symmetric=self.symmetric,
                 splits=self.input_splits.get(name, ()),
                 bos=name in bos,
+                dynamic=dynamic,
             )
             for name, bits in self.plan.layers.items()
             if bits.weight != FLOAT_BITS
@@ -71,6 +75,8 @@ def to_json(saved: SavedModel, backend: str) -> dict[str, Any]:
         "format_version": FORMAT_VERSION,
         "backend": backend,
         "symmetric": saved.symmetric,
+        # A reader that does not know the key refuses the model rather than run it wrongly.
+        **({"activations": saved.activations} if is_dynamic(saved.activations) else {}),
         "plan": {
             "name": plan.name,
             "layers": {name: str(bits) for name, bits in plan.layers.items()},
@@ -96,8 +102,8 @@ def from_json(config: Mapping[str, Any]) -> tuple[SavedModel, str]:
         raise ArtifactFormatError(
             f"quantization_config: format_version = {version}, this mixdq reads {FORMAT_VERSION}; {advice}."
         )
-    if config.keys() != _KEYS:
-        odd = sorted(map(str, config.keys() ^ _KEYS))
+    odd = sorted(map(str, (config.keys() - _OPTIONAL) ^ _KEYS))
+    if odd:
         raise ArtifactFormatError(f"quantization_config: missing or unknown keys {odd[:8]}")
     if config["quant_method"] != METHOD:
         raise ArtifactFormatError(
@@ -108,6 +114,7 @@ def from_json(config: Mapping[str, Any]) -> tuple[SavedModel, str]:
         saved = SavedModel(
             plan=plan,
             symmetric=_take(config, "symmetric", bool),
+            activations=_activations(config.get("activations", "static")),
             input_splits={
                 _known(name, plan): tuple(_positive(part) for part in splits)
                 for name, splits in _take(config, "input_splits", dict).items()
@@ -133,6 +140,12 @@ def _plan(values: Mapping[str, Any]) -> BitPlan:
         solver=None if values["solver"] is None else SolverFacts(**_take(values, "solver", dict)),
         origin=_texts(_take(values, "origin", dict)),
     )
+
+
+def _activations(value: Any) -> Activations:
+    if value not in ("static", "dynamic"):
+        raise ValueError(f"activations = {value!r}: expected 'static' or 'dynamic'")
+    return "dynamic" if value == "dynamic" else "static"
 
 
 def _budget(values: Mapping[str, Any]) -> Budget:

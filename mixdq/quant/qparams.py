@@ -1,7 +1,8 @@
-"""Scales and zero points: of a weight by its extremes, of an activation by its calibrated range.
+"""Scales and zero points: of a weight by its extremes, of an activation by its calibrated range or by its own numbers.
 
-Follows arXiv 2405.17873, section 3.1 (min-max, per output channel for weights, per tensor for activations). Zero is
-always a code, so padding and masked elements stay exact. Not here: estimating ranges (`ranges`).
+Follows arXiv 2405.17873, section 3.1 (min-max, per output channel for weights, per tensor for activations); scales of
+rows, made at run time, are ours. Zero is always a code, so padding and masked elements stay exact. Not here: estimating
+ranges (`ranges`).
 """
 
 import torch
@@ -33,10 +34,7 @@ def weight_qparams(weight: Tensor, spec: QuantSpec, *, name: str = "weight") -> 
     if spec.symmetric:
         scale = _safe(torch.maximum(-least, greatest) / spec.code_max)
         return QParams(scale=scale, zero_point=None, spec=spec)
-    least, greatest = least.clamp(max=0.0), greatest.clamp(min=0.0)
-    scale = _safe((greatest - least) / num_steps(spec))
-    zero_point = (spec.code_min - (least / scale).round()).clamp(spec.code_min, spec.code_max)
-    return QParams(scale=scale, zero_point=zero_point.to(torch.int32), spec=spec)
+    return _asymmetric(least, greatest, spec)
 
 
 def activation_qparams(rng: ActivationRange, num_bits: int) -> QParams:
@@ -56,6 +54,34 @@ def activation_qparams(rng: ActivationRange, num_bits: int) -> QParams:
     zero_point = spec.code_min - round(least / scale.item())
     zero_point = min(max(zero_point, spec.code_min), spec.code_max)
     return QParams(scale=scale, zero_point=torch.tensor(zero_point, dtype=torch.int32), spec=spec)
+
+
+def row_qparams(x: Tensor, num_bits: int, *, axes: int) -> QParams:
+    """Return the asymmetric scale and zero point of each row of `x`, by the numbers in it.
+
+    A row is what the last `axes` axes span: 1 for the tokens of a Linear, 3 for the pictures of a Conv2d; these axes
+    have size 1 in both tensors. Each row's are bit for bit those that `activation_qparams` gives for its least and
+    greatest number. A backend that makes them by itself does as it is done here: in float64, divisions true, rounding
+    half to even, the scale rounded to float32 before the zero point is found. `x` is finite.
+
+    >>> q = row_qparams(torch.tensor([[-1.0, 1.55], [0.0, 0.0]]), 8, axes=1)
+    >>> q.scale.shape, q.zero_point.flatten().tolist()
+    (torch.Size([2, 1]), [-28, -128])
+    """
+    spec = QuantSpec(num_bits=num_bits, symmetric=False)
+    last = tuple(range(-axes, 0))
+    if x.numel() == 0:
+        x = x.new_zeros(*x.shape[: x.dim() - axes], *[1] * axes)
+    least, greatest = x.amin(last, keepdim=True), x.amax(last, keepdim=True)
+    return _asymmetric(least.to(torch.float64), greatest.to(torch.float64), spec)
+
+
+def _asymmetric(least: Tensor, greatest: Tensor, spec: QuantSpec) -> QParams:
+    """Return scales and zero points of ranges in float64, which are widened to contain 0."""
+    least, greatest = least.clamp(max=0.0), greatest.clamp(min=0.0)
+    scale = _safe((greatest - least) / num_steps(spec))
+    zero_point = (spec.code_min - (least / scale).round()).clamp(spec.code_min, spec.code_max)
+    return QParams(scale=scale, zero_point=zero_point.to(torch.int32), spec=spec)
 
 
 def _extremes(weight: Tensor, channel_axis: int | None) -> tuple[Tensor, Tensor]:

@@ -10,13 +10,14 @@ Not here: replacing a layer for good (`mixdq.conversion`).
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from mixdq.quant.affine import fake_quantize
 from mixdq.quant.bos import BosRow, with_bos_row
-from mixdq.quant.qparams import activation_qparams
+from mixdq.quant.qparams import activation_qparams, row_qparams
 from mixdq.quant.weights import fake_quantize_weight
 from mixdq.types.plan import FLOAT_BITS, LayerBits
 from mixdq.types.tensors import ActivationRange, QParams
@@ -34,13 +35,15 @@ def simulated_layer(
     splits: Sequence[int] = (),
     bos: BosRow | None = None,
     rounding: str = "nearest",
+    dynamic: bool = False,
     name: str = "layer",
 ) -> Iterator[None]:
     """Let a layer compute as if quantized to `bits`, and put it back as it was at the end.
 
     `ranges` has one range for each part of the input (one where `splits` is empty); it is not read where activations
-    stay in floating point. Parts are channels of a conv2d's input, the last axis of a linear's. With `bos` the input is
-    [batch, tokens, in], token 0's output comes from the stored row, and only tokens 1.. are quantized. At W16A16
+    stay in floating point, or are `dynamic`: then each row of each part (a linear's token, a conv2d's picture) has the
+    scale of its own numbers. Parts are channels of a conv2d's input, the last axis of a linear's. With `bos` the input
+    is [batch, tokens, in], token 0's output comes from the stored row, and only tokens 1.. are quantized. At W16A16
     nothing happens. One simulation of a layer at a time.
 
     Raises:
@@ -63,7 +66,11 @@ def simulated_layer(
                 changed[key] = nn.Parameter(parameter.detach().to(dtype), requires_grad=False)
     compute: Callable[[Tensor], Tensor] = module.forward
     if quantized_input:
-        compute = _on_quantized_input(compute, _input_qparams(module, ranges, bits.activation, splits, name))
+        if dynamic:
+            quantized = _fake_rows(module, bits.activation, splits, name)
+        else:
+            quantized = partial(fake_quantize, qparams=_input_qparams(module, ranges, bits.activation, splits, name))
+        compute = _on_quantized_input(compute, quantized)
     if bos is not None and bits != LayerBits(weight=FLOAT_BITS, activation=FLOAT_BITS):
         compute = _beside_bos_row(compute, bos, module.bias, name)
     with _borrowed(module, changed, compute):
@@ -92,11 +99,24 @@ def _borrowed(
             vars(module).pop("forward", None)
 
 
-def _on_quantized_input(compute: Callable[[Tensor], Tensor], qparams: QParams) -> Callable[[Tensor], Tensor]:
+def _on_quantized_input(
+    compute: Callable[[Tensor], Tensor], quantized: Callable[[Tensor], Tensor]
+) -> Callable[[Tensor], Tensor]:
     def forward(input: Tensor) -> Tensor:
-        return compute(fake_quantize(input.to(torch.float32), qparams)).to(input.dtype)
+        return compute(quantized(input.to(torch.float32))).to(input.dtype)
 
     return forward
+
+
+def _fake_rows(module: QuantizableLayer, num_bits: int, splits: Sequence[int], name: str) -> Callable[[Tensor], Tensor]:
+    """Return what fake-quantizes an input, each row of each part by its own numbers."""
+    axes, parts = 1 if isinstance(module, nn.Linear) else 3, _parts(module, splits, name)
+
+    def quantized(input: Tensor) -> Tensor:
+        each = torch.split(input, parts, dim=-axes)
+        return torch.cat([fake_quantize(part, row_qparams(part, num_bits, axes=axes)) for part in each], dim=-axes)
+
+    return quantized
 
 
 def _beside_bos_row(
@@ -120,10 +140,7 @@ def _input_qparams(
         part = parts[0]
         assert part.zero_point is not None
         return QParams(scale=part.scale.to(device), zero_point=part.zero_point.to(device), spec=part.spec)
-    channels = module.in_features if isinstance(module, nn.Linear) else module.in_channels
-    if sum(splits) != channels:
-        raise ValueError(f"{name}: parts {tuple(splits)} do not add up to {channels} input channels")
-    repeats = torch.tensor(list(splits))
+    repeats = torch.tensor(_parts(module, splits, name))
     shape = (-1,) if isinstance(module, nn.Linear) else (-1, 1, 1)
     scale = torch.stack([part.scale for part in parts]).repeat_interleave(repeats)
     zero_point = torch.stack([part.zero_point for part in parts if part.zero_point is not None])
@@ -132,3 +149,11 @@ def _input_qparams(
         zero_point=zero_point.repeat_interleave(repeats).reshape(shape).to(device),
         spec=parts[0].spec,
     )
+
+
+def _parts(module: QuantizableLayer, splits: Sequence[int], name: str) -> list[int]:
+    """Return the input channels of each part."""
+    channels = module.in_features if isinstance(module, nn.Linear) else module.in_channels
+    if splits and sum(splits) != channels:
+        raise ValueError(f"{name}: parts {tuple(splits)} do not add up to {channels} input channels")
+    return list(splits) or [channels]

@@ -12,7 +12,7 @@ from mixdq.errors import CalibrationError
 from mixdq.quant.bos import BosRow
 from mixdq.quant.simulate import simulated_layer
 from mixdq.types.layers import LayerSpec, LayerTable
-from mixdq.types.plan import FLOAT_BITS, LayerBits
+from mixdq.types.plan import FLOAT_BITS, Activations, LayerBits, is_dynamic
 from mixdq.types.tensors import CalibrationRecord
 
 
@@ -24,14 +24,15 @@ def simulated_spec(
     *,
     symmetric: bool = True,
     rounding: str = "nearest",
+    activations: Activations = "static",
 ) -> AbstractContextManager[None]:
     """Simulate one layer of a denoiser at `bits`; everything is put back at the end of the block.
 
     Raises:
         CalibrationError: the record lacks the range or the BOS row that the layer needs.
     """
-    ranges = record.ranges.get(layer.name, ())
-    if bits.activation != FLOAT_BITS and len(ranges) != max(1, len(layer.input_splits)):
+    ranges, dynamic = record.ranges.get(layer.name, ()), is_dynamic(activations)
+    if not dynamic and bits.activation != FLOAT_BITS and len(ranges) != max(1, len(layer.input_splits)):
         raise CalibrationError(f"{layer.name}: the calibration has no range for its input; calibrate this model again")
     module = denoiser.get_submodule(layer.name)
     assert isinstance(module, nn.Linear | nn.Conv2d)
@@ -43,6 +44,7 @@ def simulated_spec(
         splits=layer.input_splits,
         bos=_bos_row(layer, record),
         rounding=rounding,
+        dynamic=dynamic,
         name=layer.name,
     )
 
@@ -56,13 +58,20 @@ def simulated_plan(
     *,
     symmetric: bool = True,
     rounding: str = "nearest",
+    activations: Activations = "static",
 ) -> Iterator[None]:
     """Simulate every layer of `table` at its `bits` together; layers that `bits` does not name stay as they are."""
     with ExitStack() as stack:
         for layer in table:
             if layer.name in bits:
                 simulation = simulated_spec(
-                    denoiser, layer, bits[layer.name], record, symmetric=symmetric, rounding=rounding
+                    denoiser,
+                    layer,
+                    bits[layer.name],
+                    record,
+                    symmetric=symmetric,
+                    rounding=rounding,
+                    activations=activations,
                 )
                 stack.enter_context(simulation)
         yield

@@ -1,10 +1,12 @@
-"""What lies between a denoiser's quantized layers, on our own kernels: attention and gates.
+"""What lies between a denoiser's quantized layers, on our own kernels: attention and gates; and in their memory order.
 
 diffusers lets every attention layer have a processor. Ours takes the default one's place and does what that does; for
 whatever it does not know (masks, norms, gradients, other devices) it asks the one it replaced. Gates are modules, and
-replaced as such, under the same names. No weight is touched.
+replaced as such, under the same names. Pictures stay channels-last, as convolutions read and write them. No weight is
+touched.
 """
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -15,8 +17,10 @@ from torch.nn import functional
 from mixdq.runtime.kernels import native
 from mixdq.runtime.kernels.between import attention, geglu
 
-PROCESSOR, GATE = "AttnProcessor2_0", "GEGLU"
-"""diffusers' default processor and its gated layer; known by name, for this room does not import diffusers."""
+PROCESSOR, GATE, TRANSFORMER = "AttnProcessor2_0", "GEGLU", "Transformer2DModel"
+"""diffusers' default processor and two of its modules; known by name, for this room does not import diffusers."""
+OUTPUT = "_get_output_for_continuous_inputs"
+"""The transformer's last step, from tokens to a picture. Where a diffusers has no such step, only the order differs."""
 
 
 class CpuAttention:
@@ -48,6 +52,10 @@ class CpuAttention:
         return y if attn.rescale_output_factor == 1.0 else y / attn.rescale_output_factor
 
 
+# diffusers asks every layer's processor for its signature at every call, which takes longer than many a product.
+CpuAttention.__call__.__signature__ = inspect.signature(CpuAttention.__call__)  # type: ignore[attr-defined]
+
+
 class CpuGeglu(nn.Module):
     """A gated layer whose gate is one pass; `proj` is the projection to twice the width of the layer it replaces."""
 
@@ -75,13 +83,34 @@ class CpuGeglu(nn.Module):
         return value * functional.gelu(gate)
 
 
+class ChannelsLastOutput:
+    """`OUTPUT` of a transformer without its change of the memory order, which all that follows would inherit."""
+
+    def __init__(self, transformer: Any) -> None:
+        self.transformer = transformer
+
+    def __call__(
+        self, hidden_states: Tensor, residual: Tensor, batch_size: int, height: int, width: int, inner_dim: int
+    ) -> Tensor:
+        """Return [batch, inner, height, width] of tokens [batch, height * width, inner], projected, plus `residual`."""
+        projected_before = self.transformer.use_linear_projection
+        if projected_before:
+            hidden_states = self.transformer.proj_out(hidden_states)
+        picture = hidden_states.reshape(batch_size, height, width, inner_dim).permute(0, 3, 1, 2)
+        y: Tensor = (picture if projected_before else self.transformer.proj_out(picture)) + residual
+        return y
+
+
 def use_cpu_kernels(denoiser: nn.Module) -> int:
-    """Give attention layers with diffusers' default processor and gates our kernels; return how many there are.
+    """Give attention layers with diffusers' default processor, and gates, our kernels; return how many there are.
 
     None where the kernels cannot be had; `mixdq doctor` says why.
     """
     if native.trouble() is not None:
         return 0
+    for module in denoiser.modules():
+        if type(module).__name__ == TRANSFORMER and hasattr(module, OUTPUT):
+            setattr(module, OUTPUT, ChannelsLastOutput(module))
     return _exchange(
         denoiser,
         lambda processor: CpuAttention(processor) if type(processor).__name__ == PROCESSOR else None,
@@ -91,6 +120,9 @@ def use_cpu_kernels(denoiser: nn.Module) -> int:
 
 def remove_cpu_kernels(denoiser: nn.Module) -> int:
     """Undo `use_cpu_kernels`, and return how many were exchanged."""
+    for module in denoiser.modules():
+        if isinstance(vars(module).get(OUTPUT), ChannelsLastOutput):
+            delattr(module, OUTPUT)
     return _exchange(
         denoiser,
         lambda processor: processor.otherwise if isinstance(processor, CpuAttention) else None,

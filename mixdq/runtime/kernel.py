@@ -22,6 +22,8 @@ class KernelRequest:
         weight_shape: [out, in] or [out, in / groups, height, width] of this part.
         stride, padding, dilation, groups: the convolution's; borders are real zeros. Unused by "linear".
         symmetric: False where the weight has zero points.
+        dynamic: True where the kernel scales each row ("linear") or picture ("conv2d") of its input by the numbers in
+            it, as `mixdq.quant.qparams.row_qparams` does; never where weight-only.
         device: a torch device type, such as "cpu" or "cuda".
         dtype: of the input.
         output_dtype: of the output; float32 for a part whose sum with others is still to come.
@@ -36,6 +38,7 @@ class KernelRequest:
     dilation: tuple[int, int] = (1, 1)
     groups: int = 1
     symmetric: bool = True
+    dynamic: bool = False
     device: str
     dtype: torch.dtype
     output_dtype: torch.dtype
@@ -80,5 +83,5 @@ class Backend(Protocol):
         ...
 
     def bind(self, request: KernelRequest, weight: QTensor, bias: Tensor | None, activation: QParams | None) -> Kernel:
-        """Return the kernel for a request without refusals; `activation` is None where it is weight-only."""
+        """Return the kernel for a request without refusals; `activation` is None where it is weight-only or dynamic."""
         ...

@@ -94,7 +94,7 @@ class QuantizedLayer(nn.Module):
         return split_parts(self.layout, shape, self._codes(), self.weight_scale, self.weight_zero_point)
 
     def activation(self) -> tuple[QParams, ...] | None:
-        """Return scale and zero point of each input part; None where weight-only."""
+        """Return scale and zero point of each input part; None where weight-only or dynamic."""
         if self.input_scale is None or self.input_zero_point is None:
             return None
         spec = QuantSpec(num_bits=self.layout.bits.activation, symmetric=False)
@@ -168,7 +168,9 @@ class QuantizedLayer(nn.Module):
     def extra_repr(self) -> str:
         """Return what `print(layer)` shows besides the float layer's own."""
         parts = f", splits={self.layout.splits}" if self.layout.splits else ""
-        return f"{super().extra_repr()}, bits={self.layout.bits}{parts}, bos={self.layout.bos}, backend={self.backend}"
+        dynamic = ", dynamic" if self.layout.dynamic and not self.layout.weight_only else ""
+        facts = f"bits={self.layout.bits}{dynamic}{parts}, bos={self.layout.bos}, backend={self.backend}"
+        return f"{super().extra_repr()}, {facts}"
 
     def _fill(self, module: nn.Linear | nn.Conv2d, dtype: torch.dtype) -> None:
         """Give a float module, made on meta, this layer's weight and bias."""

@@ -3,8 +3,8 @@
     weight              int8 of the weight's shape at 8 bits; below, uint8 [out, bytes], packed rows, parts side by side
     weight_scale        float32 [out, parts]
     weight_zero_point   int32 [out, parts]; absent where symmetric
-    input_scale         float32 [parts]; absent where weight-only
-    input_zero_point    int32 [parts]; absent where weight-only
+    input_scale         float32 [parts]; absent where weight-only or dynamic
+    input_zero_point    int32 [parts]; absent where weight-only or dynamic
     bos_input           float32 [in]; BOS layers only
     bos_output          float32 [out]; BOS layers only
     bias                in the model's dtype, as in the float layer
@@ -45,6 +45,7 @@ class LayerLayout:
         symmetric: False where the weight has zero points.
         splits: input channels of each part; empty where the input is one whole.
         bos: True where the first text token's output is stored.
+        dynamic: True where a quantized input is scaled at run time; means nothing where weight-only.
     """
 
     name: str
@@ -52,6 +53,7 @@ class LayerLayout:
     symmetric: bool = True
     splits: tuple[int, ...] = ()
     bos: bool = False
+    dynamic: bool = False
 
     def __post_init__(self) -> None:
         if self.bits.weight == FLOAT_BITS:
@@ -102,7 +104,7 @@ def tensor_specs(layout: LayerLayout, weight_shape: Sequence[int]) -> dict[str, 
     specs["weight_scale"] = ((rows, parts), torch.float32)
     if not layout.symmetric:
         specs["weight_zero_point"] = ((rows, parts), torch.int32)
-    if not layout.weight_only:
+    if not (layout.weight_only or layout.dynamic):
         specs["input_scale"] = ((parts,), torch.float32)
         specs["input_zero_point"] = ((parts,), torch.int32)
     if layout.bos:

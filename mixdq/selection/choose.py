@@ -10,7 +10,7 @@ from mixdq.pipeline.generate import GenerationSpec
 from mixdq.pipeline.trace import record_calls, regenerate
 from mixdq.quant.simulate_plan import simulated_plan
 from mixdq.types.layers import LayerTable
-from mixdq.types.plan import BitPlan
+from mixdq.types.plan import Activations, BitPlan
 from mixdq.types.progress import Progress, no_progress
 from mixdq.types.tensors import CalibrationRecord
 
@@ -29,6 +29,7 @@ def choose(
     metric: str | Metric = "ssim",
     symmetric: bool = True,
     rounding: str = "nearest",
+    activations: Activations = "static",
     batch_size: int = 8,
     progress: Progress = no_progress,
 ) -> tuple[BitPlan, list[tuple[str, float]]]:
@@ -52,7 +53,9 @@ def choose(
     scores: list[tuple[str, float]] = []
     progress(0, len(plans), "choice")
     for plan in plans:
-        with simulated_plan(denoiser, table, plan.layers, record, symmetric=symmetric, rounding=rounding):
+        with simulated_plan(
+            denoiser, table, plan.layers, record, symmetric=symmetric, rounding=rounding, activations=activations
+        ):
             pictures = regenerate(pipe, trace)
         try:
             score = judge(trace.pictures, pictures, prompts)

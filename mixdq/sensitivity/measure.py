@@ -17,7 +17,7 @@ from mixdq.sensitivity.engines import ENGINES
 from mixdq.sensitivity.resume import MemorySink, Sink
 from mixdq.sensitivity.trial import Trial, TrialScorer, list_trials
 from mixdq.types.layers import Group, LayerTable
-from mixdq.types.plan import ACTIVATION_CHOICES, WEIGHT_CHOICES
+from mixdq.types.plan import ACTIVATION_CHOICES, WEIGHT_CHOICES, Activations
 from mixdq.types.progress import Progress, no_progress
 from mixdq.types.scores import ScoreKey, SensitivityTable
 from mixdq.types.tensors import CalibrationRecord
@@ -41,6 +41,7 @@ def measure(
     ssim_window: int = 11,
     symmetric: bool = True,
     rounding: str = "nearest",
+    activations: Activations = "static",
     batch_size: int = 8,
     engine: str = "local",
     resume: Sink | None = None,
@@ -55,6 +56,7 @@ def measure(
             and SQNR of the denoiser's outputs for quality.
         ssim_window: pixels on a side of SSIM's neighbourhood.
         symmetric, rounding: how weights are quantized.
+        activations: whether inputs are scaled as calibrated or at run time.
         batch_size: prompts in one denoiser call; pictures differ by float rounding from one batch size to another.
         engine: who runs the trials, a name of `ENGINES`.
         resume: scores measured before with the same settings, and where each new one goes as soon as it is known; its
@@ -83,6 +85,7 @@ def measure(
             ssim_window=ssim_window,
             symmetric=symmetric,
             rounding=rounding,
+            activations=activations,
         )
         for done, scores in enumerate(ENGINES[engine](left, scorer), start=len(trials) - len(left) + 1):
             for score in scores:

@@ -14,7 +14,7 @@ from mixdq.pipeline.family import Pipeline
 from mixdq.pipeline.trace import Trace, regenerate, replay
 from mixdq.quant.simulate_plan import simulated_spec
 from mixdq.types.layers import Group, LayerSpec, LayerTable
-from mixdq.types.plan import FLOAT_BITS, LayerBits
+from mixdq.types.plan import FLOAT_BITS, Activations, LayerBits
 from mixdq.types.scores import Role, Score, ScoreKey
 from mixdq.types.tensors import CalibrationRecord
 
@@ -86,12 +86,19 @@ class TrialScorer:
     ssim_window: int
     symmetric: bool
     rounding: str
+    activations: Activations = "static"
 
     def __call__(self, trial: Trial) -> tuple[Score, ...]:
         """Return one score a metric, in order; raise NonFiniteError naming the layer if one is not a number."""
         layer = self.layers[trial.layer]
         with simulated_spec(
-            self.denoiser, layer, trial.bits, self.record, symmetric=self.symmetric, rounding=self.rounding
+            self.denoiser,
+            layer,
+            trial.bits,
+            self.record,
+            symmetric=self.symmetric,
+            rounding=self.rounding,
+            activations=self.activations,
         ):
             return tuple(self._score(trial, metric) for metric in trial.metrics)
 

@@ -4,7 +4,9 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import Literal
 
+from mixdq.errors import ConfigError
 from mixdq.types.layers import Group
 
 FLOAT_BITS = 16
@@ -16,6 +18,9 @@ WEIGHT_CHOICES: Mapping[Group, tuple[int, ...]] = MappingProxyType({"content": (
 ACTIVATION_CHOICES: Mapping[Group, tuple[int, ...]] = MappingProxyType({"content": (4, 8), "quality": (4, 8)})
 """The candidate widths of each group, as published."""
 
+Activations = Literal["static", "dynamic"]
+"""Where the scale of a quantized input comes from: from calibration, or at run time from each row or picture itself."""
+
 _LAYER_BITS = re.compile(r"W(\d{1,2})A(\d{1,2})")
 
 
@@ -24,6 +29,13 @@ def check_bits(num_bits: int) -> int:
     if not (MIN_BITS <= num_bits <= MAX_BITS or num_bits == FLOAT_BITS):
         raise ValueError(f"{num_bits} bits: expected {MIN_BITS} to {MAX_BITS}, or {FLOAT_BITS} for floating point")
     return num_bits
+
+
+def is_dynamic(activations: str) -> bool:
+    """Return whether inputs are scaled at run time; ConfigError where `activations` is none of `Activations`."""
+    if activations not in ("static", "dynamic"):
+        raise ConfigError(f"activations = {activations!r}: expected 'static' or 'dynamic'")
+    return activations == "dynamic"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,7 +28,7 @@ from mixdq.runtime.select import AUTO
 from mixdq.selection import choose as selection
 from mixdq.sensitivity import measure as sensitivity
 from mixdq.types.layers import LayerTable
-from mixdq.types.plan import BitPlan, Budget
+from mixdq.types.plan import Activations, BitPlan, Budget
 from mixdq.types.progress import Progress, no_progress
 from mixdq.types.scores import SensitivityTable
 from mixdq.types.tensors import CalibrationRecord
@@ -49,12 +49,14 @@ def quantize(
     size: int | None = None,
     seed: int = 0,
     backend: str | None = None,
+    activations: Activations = "static",
     output: str | Path | None = None,
     progress: Progress = no_progress,
 ) -> Pipeline:
     """Return the pipeline with its denoiser quantized within the budget; all steps of the method are done.
 
     A pipeline that is handed over loaded is changed in place and returned. `prompts` is a UTF-8 file, one a line.
+    `activations` are "static", scaled as calibrated, or "dynamic", scaled at run time.
     With `output` the folder holds everything that `mixdq quantize` writes, report included, an interrupted call goes
     on from there, and `output/model` is the saved pipeline.
 
@@ -75,7 +77,7 @@ def quantize(
             },
             "calibration": {"prompts": None if prompts is None else str(prompts)},
             "allocation": {"weight_bits": float(weight_bits), "activation_bits": float(activation_bits)},
-            "conversion": {} if backend is None else {"backend": backend},
+            "conversion": {"activations": activations} | ({} if backend is None else {"backend": backend}),
         },
         "quantize",
     )
@@ -107,6 +109,7 @@ def _run(folder: Path, config: RunConfig, loaded: Pipeline | None, progress: Pro
         backend=config.conversion.backend,
         symmetric=config.conversion.symmetric,
         rounding=config.conversion.rounding,
+        activations=config.conversion.activations,
         progress=progress,
     )
 
@@ -146,9 +149,13 @@ def measure(
     *,
     table: LayerTable | None = None,
     spec: GenerationSpec | None = None,
+    activations: Activations = "static",
     progress: Progress = no_progress,
 ) -> SensitivityTable:
-    """Return what each layer costs at each width: SSIM of content layers, SQNR of the others, one layer at a time."""
+    """Return what each layer costs at each width: SSIM of content layers, SQNR of the others, one layer at a time.
+
+    `activations` are those that `apply` will be told.
+    """
     pipe = load_pipeline(model)
     return sensitivity.measure(
         pipe,
@@ -157,6 +164,7 @@ def measure(
         record,
         prompts or sensitivity_prompts(_plain(model)),
         spec or GenerationSpec(),
+        activations=activations,
         progress=progress,
     )
 
@@ -182,9 +190,10 @@ def choose(
     table: LayerTable | None = None,
     spec: GenerationSpec | None = None,
     metric: str | Metric = "ssim",
+    activations: Activations = "static",
     progress: Progress = no_progress,
 ) -> BitPlan:
-    """Return the plan whose pictures are nearest to the floating-point model's."""
+    """Return the plan whose pictures are nearest to the floating-point model's; `activations` as in `measure`."""
     pipe = load_pipeline(model)
     best, _ = selection.choose(
         pipe,
@@ -195,6 +204,7 @@ def choose(
         prompts or sensitivity_prompts(_plain(model)),
         spec or GenerationSpec(),
         metric=metric,
+        activations=activations,
         progress=progress,
     )
     return best
@@ -209,6 +219,7 @@ def apply(
     backend: str = AUTO,
     symmetric: bool = True,
     rounding: str = "nearest",
+    activations: Activations = "static",
     progress: Progress = no_progress,
 ) -> Pipeline:
     """Return the pipeline with its denoiser quantized by `plan`; a loaded pipeline is changed in place.
@@ -219,9 +230,17 @@ def apply(
     denoiser = find_family(pipe).denoiser(pipe)
     table = table or inspect(pipe)
     conversion.convert(
-        denoiser, plan, table, record, backend=backend, symmetric=symmetric, rounding=rounding, progress=progress
+        denoiser,
+        plan,
+        table,
+        record,
+        backend=backend,
+        symmetric=symmetric,
+        rounding=rounding,
+        activations=activations,
+        progress=progress,
     )
-    attach_config(denoiser, plan, table, record, backend=backend, symmetric=symmetric)
+    attach_config(denoiser, plan, table, record, backend=backend, symmetric=symmetric, activations=activations)
     return pipe
 
 

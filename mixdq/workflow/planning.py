@@ -65,6 +65,7 @@ def sensitivity_origin(session: Session) -> dict[str, str]:
                 config.sensitivity.ssim_window,
                 config.conversion.symmetric,
                 config.conversion.rounding,
+                config.conversion.activations,
                 generation_of(config),
             ]
         ),

@@ -125,6 +125,7 @@ def _settings(session: Session) -> dict[str, str]:
         "objective": config.allocation.objective,
         "protected activations": f"{config.allocation.protect:.1%} of each group",
         "weights": f"{'symmetric' if config.conversion.symmetric else 'asymmetric'}, {config.conversion.rounding}",
+        "activations": config.conversion.activations,
         "backend": config.conversion.backend,
     }
 

@@ -25,6 +25,7 @@ def configured(
     seed: int | None = None,
     keep: list[str] | None = None,
     backend: str | None = None,
+    activations: str | None = None,
 ) -> RunConfig:
     """Return the settings of the run in `folder`, or fresh ones, with every value given put in.
 
@@ -48,7 +49,7 @@ def configured(
             "seed": seed,
         },
         "allocation": {"keep": None if keep is None else tuple(keep)},
-        "conversion": {"backend": backend},
+        "conversion": {"backend": backend, "activations": activations},
     }
     return build_config(_merged(base, given), "options")
 

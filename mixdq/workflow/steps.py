@@ -177,6 +177,7 @@ def measure(session: Session, *, metric_of: dict[Group, tuple[str, ...]] | None 
             ssim_window=config.sensitivity.ssim_window,
             symmetric=config.conversion.symmetric,
             rounding=config.conversion.rounding,
+            activations=config.conversion.activations,
             batch_size=config.generation.batch_size,
             engine=config.sensitivity.engine,
             resume=log,
@@ -220,6 +221,7 @@ def choose_among(session: Session, plans: list[BitPlan], path: Path, *, own: boo
             metric=config.selection.metric,
             symmetric=config.conversion.symmetric,
             rounding=config.conversion.rounding,
+            activations=config.conversion.activations,
             batch_size=config.generation.batch_size,
             progress=session.progress,
         )

@@ -78,9 +78,18 @@ def convert(
             backend=settings.backend,
             symmetric=settings.symmetric,
             rounding=settings.rounding,
+            activations=settings.activations,
             progress=session.progress,
         )
-        attach_config(denoiser, plan, table, record, backend=settings.backend, symmetric=settings.symmetric)
+        attach_config(
+            denoiser,
+            plan,
+            table,
+            record,
+            backend=settings.backend,
+            symmetric=settings.symmetric,
+            activations=settings.activations,
+        )
         # Never may the receipt of one model lie beside another, wherever the process is killed.
         paths.receipt.unlink(missing_ok=True)
         save_pipeline(pipe, paths.model)

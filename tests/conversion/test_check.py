@@ -47,6 +47,15 @@ def test_weight_only_layers_need_no_ranges_but_text_layers_need_their_row(
         check_plan(plan, table, CalibrationRecord(ranges={}))
 
 
+def test_dynamic_activations_need_no_ranges_but_text_layers_need_their_row(
+    table: LayerTable, record: CalibrationRecord
+) -> None:
+    plan = plan_of(conv="W4A8", block__to_k="W4A8", join="W8A4", out="W4A16")
+    check_plan(plan, table, replace(record, ranges={}), activations="dynamic")
+    with pytest.raises(PlanError, match="no BOS row"):
+        check_plan(plan, table, CalibrationRecord(ranges={}), activations="dynamic")
+
+
 def test_bos_rows_of_another_shape_or_not_finite_are_named(table: LayerTable, record: CalibrationRecord) -> None:
     with pytest.raises(PlanError, match=r"BOS output \(3,\), expected \(6,\)"):
         check_plan(GOOD, table, replace(record, bos_outputs={"block.to_k": torch.zeros(3)}))

@@ -16,7 +16,7 @@ from mixdq.runtime.layer import QuantizedLayer
 from mixdq.runtime.linear import QuantizedLinear
 from mixdq.testing import fingerprint
 from mixdq.types.layers import LayerSpec, LayerTable
-from mixdq.types.plan import BitPlan, LayerBits
+from mixdq.types.plan import Activations, BitPlan, LayerBits
 from mixdq.types.tensors import ActivationRange, CalibrationRecord
 
 Inputs = tuple[Tensor, Tensor]
@@ -127,6 +127,19 @@ def test_asymmetric_weights_have_zero_points(
     assert (toy.conv.weight_zero_point is None) == symmetric
 
 
+def test_dynamic_activations_need_no_ranges_and_depend_on_no_other_picture(
+    toy: nn.Module, table: LayerTable, record: CalibrationRecord, inputs: Inputs
+) -> None:
+    before = toy(*inputs)
+    plan = plan_of("W8A8", "W8A8", "W8A8", "W8A8")
+    convert(toy, plan, table, replace(record, ranges={}), backend="reference", activations="dynamic")
+    assert all(toy.get_submodule(layer.name).activation() is None for layer in table)
+    after = toy(*inputs)
+    assert torch.nn.functional.mse_loss(after, before) < 1e-3 * before.pow(2).mean()
+    for i in range(2):
+        assert torch.equal(toy(inputs[0][i : i + 1], inputs[1][i : i + 1]), after[i : i + 1])
+
+
 def test_nothing_is_touched_when_anything_is_wrong(
     toy: nn.Module, table: LayerTable, record: CalibrationRecord
 ) -> None:
@@ -136,6 +149,8 @@ def test_nothing_is_touched_when_anything_is_wrong(
         convert(toy, plan_of("W8A8", "W8A8", "W8A8", "W16A8"), table, record, backend="reference")
     with pytest.raises(ConfigError):
         convert(toy, good, table, record, backend="abacus")
+    with pytest.raises(ConfigError, match="activations = 'dynamc': expected 'static' or 'dynamic'"):
+        convert(toy, good, table, record, backend="reference", activations="dynamc")
     toy.double()
     with pytest.raises(NoBackendError, match=r"float64.*--backend reference"):
         convert(toy, good, table, record)
@@ -174,14 +189,15 @@ def test_widths_that_no_cpu_kernel_takes_are_refused_before_anything_is_touched(
 
 
 @needs_compiler
+@pytest.mark.parametrize("activations", ["static", "dynamic"])
 @pytest.mark.parametrize("bits", [("W8A8",) * 4, ("W4A8", "W2A8", "W3A8", "W8A4"), ("W5A8", "W4A16", "W6A2", "W16A16")])
 def test_the_cpus_kernels_give_what_the_reference_gives_whatever_changes_between_calls(
-    toy: nn.Module, table: LayerTable, record: CalibrationRecord, bits: tuple[str, ...]
+    toy: nn.Module, table: LayerTable, record: CalibrationRecord, bits: tuple[str, ...], activations: Activations
 ) -> None:
     models = []
     for backend in ("cpu", "reference"):
         models.append(copy.deepcopy(toy))
-        convert(models[-1], plan_of(*bits), table, record, backend=backend)
+        convert(models[-1], plan_of(*bits), table, record, backend=backend, activations=activations)
     cpu, reference = models
     threads = torch.get_num_threads()
     try:

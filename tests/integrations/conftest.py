@@ -15,7 +15,7 @@ from mixdq.pipeline.family import find_family
 from mixdq.pipeline.generate import GenerationSpec, generate
 from mixdq.pipeline.layers import list_layers
 from mixdq.testing import tiny_sdxl_pipeline
-from mixdq.types.plan import BitPlan, Budget, LayerBits, SolverFacts
+from mixdq.types.plan import Activations, BitPlan, Budget, LayerBits, SolverFacts
 
 PROMPTS = ("a red dog", "two cats")
 SPEC = GenerationSpec(steps=1)
@@ -30,7 +30,13 @@ class Quantized:
     folder: Path
 
 
-def make(dtype: torch.dtype = torch.float32, *, symmetric: bool = True) -> tuple[DiffusionPipeline, BitPlan]:
+def make(
+    dtype: torch.dtype = torch.float32,
+    *,
+    symmetric: bool = True,
+    activations: Activations = "static",
+    backend: str = "reference",
+) -> tuple[DiffusionPipeline, BitPlan]:
     register()
     pipe = tiny_sdxl_pipeline().to(dtype)
     family = find_family(pipe)
@@ -43,8 +49,9 @@ def make(dtype: torch.dtype = torch.float32, *, symmetric: bool = True) -> tuple
         solver=SolverFacts(solver="highs", objective="raw", values={"weight.content": 1.5}, content_quality_ratio=0.9),
         origin={"model": "abc"},
     )
-    convert(pipe.unet, plan, table, record, backend="reference", symmetric=symmetric)
-    attach_config(pipe.unet, plan, table, record, backend="reference", symmetric=symmetric)
+    facts = {"backend": backend, "symmetric": symmetric, "activations": activations}
+    convert(pipe.unet, plan, table, record, **facts)
+    attach_config(pipe.unet, plan, table, record, **facts)
     return pipe, plan
 
 

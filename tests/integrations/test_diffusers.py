@@ -14,6 +14,7 @@ from torch import nn
 
 from mixdq.errors import ArtifactFormatError, ConfigError, NonFiniteError, PlanError
 from mixdq.integrations.diffusers import MixDQConfig
+from mixdq.runtime.kernels import native
 from mixdq.runtime.layer import QuantizedLayer
 from mixdq.runtime.layout import EXACT_NAMES
 
@@ -87,6 +88,21 @@ def test_a_half_precision_pipeline_opens_bit_identical_too(
     pictures = painted(pipe)
     pipe.save_pretrained(tmp_path)
     opened = DiffusionPipeline.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    assert torch.equal(painted(opened), pictures)
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_a_pipeline_with_dynamic_activations_opens_bit_identical_too(
+    made: Callable[..., Any], painted: Paint, tmp_path: Path, backend: str
+) -> None:
+    if backend == "cpu" and native.trouble():
+        pytest.skip(str(native.trouble()))
+    pipe, _ = made(activations="dynamic", backend=backend)
+    pictures = painted(pipe)
+    pipe.save_pretrained(tmp_path)
+    assert not [name for name in pipe.unet.state_dict() if "input_scale" in name or "input_zero_point" in name]
+    opened = DiffusionPipeline.from_pretrained(tmp_path)
+    assert opened.unet.config.quantization_config.saved.activations == "dynamic"
     assert torch.equal(painted(opened), pictures)
 
 

@@ -1,5 +1,6 @@
 import copy
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -51,6 +52,16 @@ def test_layouts_are_of_the_quantized_layers_alone() -> None:
     assert layouts["join"].splits == (4, 2)
 
 
+def test_dynamic_activations_are_written_and_static_ones_are_what_stands_there_without_them() -> None:
+    dynamic = replace(SAVED, activations="dynamic")
+    config = json.loads(json.dumps(to_json(dynamic, "auto")))
+    assert from_json(config) == (dynamic, "auto")
+    assert all(layout.dynamic for layout in dynamic.layouts().values())
+    assert "activations" not in written()
+    assert from_json({**written(), "activations": "static"})[0] == SAVED
+    assert not any(layout.dynamic for layout in SAVED.layouts().values())
+
+
 def test_a_newer_format_says_to_update() -> None:
     config = {**written(), "format_version": FORMAT_VERSION + 1, "something_new": 1}
     with pytest.raises(ArtifactFormatError, match=f"format_version = {FORMAT_VERSION + 1}.*update mixdq"):
@@ -62,6 +73,7 @@ HOSTILE: dict[str, Any] = {
     "quant_method": ["bitsandbytes", 7],
     "backend": [None, 3],
     "symmetric": ["yes", 1, None],
+    "activations": ["Dynamic", True, None, ["dynamic"]],
     "plan": [None, [], {}, "plan.toml"],
     "plan.name": [None, 4],
     "plan.layers": [None, [], {}, {"a": "W9A8"}, {"a": "W4A8 "}, {"a": 4}, {"a": None}],

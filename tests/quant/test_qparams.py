@@ -10,7 +10,7 @@ from torch.ao.quantization.observer import PerChannelMinMaxObserver
 
 from mixdq.errors import NonFiniteError
 from mixdq.quant.affine import dequantize, quantize
-from mixdq.quant.qparams import LEAST_SCALE, activation_qparams, weight_qparams
+from mixdq.quant.qparams import LEAST_SCALE, activation_qparams, row_qparams, weight_qparams
 from mixdq.types.tensors import ActivationRange, QuantSpec
 
 WIDTHS = st.integers(2, 8)
@@ -163,3 +163,47 @@ def test_a_degenerate_range_has_a_safe_scale() -> None:
     assert tiny.scale.item() >= LEAST_SCALE
     huge = activation_qparams(ActivationRange(min=-1e300, max=1e300, batches=1), 8)
     assert math.isfinite(huge.scale.item())
+
+
+@settings(deadline=None, max_examples=120)
+@given(
+    x=hnp.arrays(
+        np.float32, hnp.array_shapes(min_dims=2, max_dims=4, max_side=4), elements=st.floats(width=32, allow_nan=False)
+    ).map(lambda x: np.where(np.isinf(x), np.float32(3.0e38), x)),
+    num_bits=WIDTHS,
+    data=st.data(),
+)
+def test_a_rows_scale_is_what_calibration_would_make_of_its_range(x: np.ndarray, num_bits: int, data) -> None:
+    axes = data.draw(st.integers(1, x.ndim - 1))
+    found = row_qparams(torch.from_numpy(x), num_bits, axes=axes)
+    shape = x.shape[: x.ndim - axes] + (1,) * axes
+    assert found.zero_point is not None
+    assert found.scale.shape == found.zero_point.shape == shape
+    assert (found.scale.dtype, found.zero_point.dtype) == (torch.float32, torch.int32)
+    rows = x.reshape(math.prod(shape), -1)
+    for row, scale, zero_point in zip(rows, found.scale.flatten(), found.zero_point.flatten(), strict=True):
+        known = ActivationRange(min=float(row.min()), max=float(row.max()), batches=1)
+        wanted = activation_qparams(known, num_bits)
+        assert wanted.zero_point is not None
+        assert (float(scale), int(zero_point)) == (float(wanted.scale), int(wanted.zero_point))
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    x=hnp.arrays(np.float32, (3, 7), elements=st.floats(-(2.0**60), 2.0**60, width=32, allow_subnormal=False)),
+    num_bits=WIDTHS,
+)
+def test_no_number_of_a_row_is_off_by_more_than_a_step(x: np.ndarray, num_bits: int) -> None:
+    real = torch.from_numpy(x)
+    qparams = row_qparams(real, num_bits, axes=1)
+    back = dequantize(quantize(real, qparams), qparams)
+    # Half a step of the number's own rounding, half a step of the zero point's, and float32's own.
+    off = (back.double() - real.double()).abs()
+    assert bool((off <= qparams.scale.double() * (1.0 + 2**-12)).all())
+    assert bool((back[real == 0.0] == 0.0).all())
+
+
+def test_rows_without_numbers_have_a_scale_all_the_same() -> None:
+    found = row_qparams(torch.empty(2, 4, 0, 3), 8, axes=3)
+    assert found.scale.flatten().tolist() == [1.0, 1.0]
+    assert row_qparams(torch.empty(0, 5), 8, axes=1).scale.shape == (0, 1)

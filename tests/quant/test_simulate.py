@@ -37,6 +37,11 @@ def oracle_input(
     return torch.cat([dequantize(quantize(p, q), q) for p, q in zip(parts, qparams, strict=True)], dim).double()
 
 
+def own_ranges(x: Tensor, splits: Sequence[int], dim: int) -> list[ActivationRange]:
+    parts = x.split(list(splits), dim) if splits else (x,)
+    return [ActivationRange(min=float(part.min()), max=float(part.max()), batches=1) for part in parts]
+
+
 def oracle_weight(layer: nn.Module, num_bits: int, splits: Sequence[int]) -> Tensor:
     assert isinstance(layer.weight, Tensor)
     return dequantize_weight(quantize_weight(layer.weight, num_bits, splits=splits)).double()
@@ -67,6 +72,29 @@ def test_conv2d_equals_the_float64_oracle_with_borders_of_zeros(splits: tuple[in
     )
     with simulated_layer(layer, LayerBits(weight=8, activation=4), ranges=ranges, splits=splits):
         close(layer(x), wanted, terms=80, size=3.0)
+
+
+@pytest.mark.parametrize("splits", [(), (5, 7)])
+def test_dynamic_rows_equal_the_float64_oracle_row_by_row(splits: tuple[int, ...]) -> None:
+    layer, x = nn.Linear(12, 6), torch.randn(2, 3, 12) * torch.tensor([0.01, 1.0, 3.0]).unsqueeze(1)
+    x[0, 1] = 0.0
+    with simulated_layer(layer, W4A8, splits=splits, dynamic=True):
+        found = layer(x)
+    for place in [(i, j) for i in range(2) for j in range(3)]:
+        fake = oracle_input(x[place], own_ranges(x[place], splits, 0), 8, splits, 0)
+        close(found[place], nn.functional.linear(fake, oracle_weight(layer, 4, splits), layer.bias.double()), 16, 9.0)
+
+
+@pytest.mark.parametrize("splits", [(), (3, 5)])
+def test_dynamic_pictures_equal_the_float64_oracle_picture_by_picture(splits: tuple[int, ...]) -> None:
+    layer, x = nn.Conv2d(8, 4, 3, padding=1, stride=2), torch.randn(3, 8, 6, 6)
+    x *= torch.tensor([0.01, 1.0, 3.0]).reshape(3, 1, 1, 1)
+    with simulated_layer(layer, LayerBits(weight=8, activation=4), splits=splits, dynamic=True):
+        found = layer(x)
+    for i in range(3):
+        fake = oracle_input(x[i], own_ranges(x[i], splits, 0), 4, splits, 0)
+        wanted = nn.functional.conv2d(fake, oracle_weight(layer, 8, splits), layer.bias.double(), 2, 1)
+        close(found[i], wanted, terms=80, size=9.0)
 
 
 def test_one_side_alone_leaves_the_other_in_floating_point() -> None:

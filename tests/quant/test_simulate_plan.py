@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from mixdq.errors import CalibrationError
+from mixdq.errors import CalibrationError, ConfigError
 from mixdq.quant.affine import fake_quantize
 from mixdq.quant.bos import BosRow
 from mixdq.quant.qparams import activation_qparams
@@ -104,6 +104,17 @@ def test_weights_alone_need_no_range_but_text_layers_need_their_row(denoiser: nn
         pass
     with pytest.raises(CalibrationError, match="text: the calibration has no BOS row"):
         simulated_spec(denoiser, TEXT, LayerBits(weight=4, activation=16), empty)
+
+
+def test_dynamic_activations_need_no_range_and_are_scaled_by_themselves(denoiser: nn.ModuleDict) -> None:
+    x, empty = torch.randn(2, 4), CalibrationRecord(ranges={})
+    with simulated_plan(denoiser, TABLE, {"plain": W4A8, "joined": W4A8}, empty, activations="dynamic"):
+        found = {name: denoiser[name](x) for name in ("plain", "joined")}
+    for name, splits in (("plain", ()), ("joined", (1, 3))):
+        with simulated_layer(denoiser[name], W4A8, splits=splits, dynamic=True):
+            assert torch.equal(found[name], denoiser[name](x))
+    with pytest.raises(ConfigError, match="activations = 'dynamc': expected 'static' or 'dynamic'"):
+        simulated_spec(denoiser, PLAIN, W4A8, empty, activations="dynamc")
 
 
 def test_the_row_is_the_records(denoiser: nn.ModuleDict, record: CalibrationRecord) -> None:

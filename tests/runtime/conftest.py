@@ -22,7 +22,7 @@ Quantize = Callable[..., QuantizedLinear | QuantizedConv2d]
 
 @pytest.fixture
 def quantized() -> Quantize:
-    """Return a function (module, "W4A8", splits=, symmetric=, bos=, backend=) -> its quantized successor."""
+    """Return a function (module, "W4A8", splits=, symmetric=, bos=, dynamic=, backend=) -> its quantized successor."""
 
     def make(
         module: nn.Linear | nn.Conv2d,
@@ -31,13 +31,16 @@ def quantized() -> Quantize:
         splits: tuple[int, ...] = (),
         symmetric: bool = True,
         bos: BosRow | None = None,
+        dynamic: bool = False,
         backend: str = "reference",
     ) -> QuantizedLinear | QuantizedConv2d:
         widths = LayerBits.parse(bits)
-        layout = LayerLayout(name="layer", bits=widths, symmetric=symmetric, splits=splits, bos=bos is not None)
+        layout = LayerLayout(
+            name="layer", bits=widths, symmetric=symmetric, splits=splits, bos=bos is not None, dynamic=dynamic
+        )
         parts = quantize_weight(module.weight, widths.weight, symmetric=symmetric, splits=splits)
         activation = None
-        if widths.activation != FLOAT_BITS:
+        if widths.activation != FLOAT_BITS and not dynamic:
             activation = [activation_qparams(rng, widths.activation) for rng in RANGES[: len(parts)]]
         if isinstance(module, nn.Conv2d):
             return QuantizedConv2d.from_float(module, layout, parts, activation, backend=backend)

@@ -1,3 +1,5 @@
+import inspect
+
 import pytest
 import torch
 from torch import nn
@@ -91,3 +93,23 @@ def test_compiled_whole_it_draws_the_same(denoiser) -> None:
     before = drawn(denoiser)
     whole = torch.compile(denoiser, backend="aot_eager", fullgraph=True)
     torch.testing.assert_close(drawn(whole), before, rtol=1e-4, atol=1e-5)
+
+
+def test_pictures_stay_channels_last_throughout(denoiser) -> None:
+    use_cpu_kernels(denoiser)
+    denoiser.to(memory_format=torch.channels_last)
+    orders: list[bool] = []
+    for module in denoiser.modules():
+        if isinstance(module, nn.GroupNorm):
+            module.register_forward_pre_hook(lambda _, inputs: orders.append(inputs[0].stride(1) == 1))
+    drawn(denoiser)
+    assert all(orders)
+    assert len(orders) > 5
+
+
+def test_a_processor_takes_what_the_one_it_replaced_takes(denoiser) -> None:
+    attn = next(module for module in denoiser.modules() if hasattr(module, "processor"))
+    before = inspect.signature(attn.processor.__call__)
+    use_cpu_kernels(denoiser)
+    assert isinstance(attn.processor, CpuAttention)
+    assert list(inspect.signature(attn.processor.__call__).parameters) == list(before.parameters)

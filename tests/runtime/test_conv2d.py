@@ -28,27 +28,34 @@ GEOMETRIES: list[dict[str, Any]] = [
 @pytest.mark.filterwarnings("ignore:Using padding='same'")
 @pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
 @pytest.mark.parametrize("bits", ["W8A8", "W4A8", "W2A4", "W5A16"])
-@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize(("symmetric", "dynamic"), [(True, False), (False, False), (True, True), (False, True)])
 def test_it_computes_what_was_simulated(
-    quantized: Quantize, ranges: tuple[ActivationRange, ...], geometry: dict[str, Any], bits: str, symmetric: bool
+    quantized: Quantize,
+    ranges: tuple[ActivationRange, ...],
+    geometry: dict[str, Any],
+    bits: str,
+    symmetric: bool,
+    dynamic: bool,
 ) -> None:
     module = nn.Conv2d(6, 9, **geometry)
-    layer = quantized(module, bits, symmetric=symmetric)
+    layer = quantized(module, bits, symmetric=symmetric, dynamic=dynamic)
     x = torch.randn(2, 6, 9, 7)
-    with simulated_layer(module, LayerBits.parse(bits), ranges=ranges[:1], symmetric=symmetric):
+    known = () if dynamic else ranges[:1]
+    with simulated_layer(module, LayerBits.parse(bits), ranges=known, symmetric=symmetric, dynamic=dynamic):
         expected = module(x)
     # Sums of at most 6 x 16 float32 products below 8 x 1, in two orders.
     assert torch.allclose(layer(x), expected, rtol=0.0, atol=2 * 97 * 8 * 2.0**-24)
 
 
 @pytest.mark.parametrize("bits", ["W8A8", "W3A8", "W4A16"])
+@pytest.mark.parametrize("dynamic", [False, True])
 def test_joined_inputs_are_quantized_part_by_part(
-    quantized: Quantize, ranges: tuple[ActivationRange, ...], bits: str
+    quantized: Quantize, ranges: tuple[ActivationRange, ...], bits: str, dynamic: bool
 ) -> None:
     module = nn.Conv2d(11, 4, 1)
-    layer = quantized(module, bits, splits=(7, 4))
+    layer = quantized(module, bits, splits=(7, 4), dynamic=dynamic)
     x = torch.randn(2, 11, 5, 5)
-    with simulated_layer(module, LayerBits.parse(bits), ranges=ranges, splits=(7, 4)):
+    with simulated_layer(module, LayerBits.parse(bits), ranges=ranges, splits=(7, 4), dynamic=dynamic):
         expected = module(x)
     assert torch.allclose(layer(x), expected, rtol=0.0, atol=2 * 12 * 8 * 2.0**-24)
     assert torch.equal(
@@ -65,6 +72,16 @@ def test_memory_order_batch_and_size_may_change_between_calls(quantized: Quantiz
     assert torch.equal(layer(x[1]), y[1])
     # Away from the new border, a smaller picture gives the same.
     assert torch.equal(layer(x[..., :6, :7])[..., :5, :6], y[..., :5, :6])
+
+
+def test_a_dynamic_picture_does_not_depend_on_the_others(quantized: Quantize) -> None:
+    layer = quantized(nn.Conv2d(6, 4, 3, padding=1), "W4A8", dynamic=True)
+    x = torch.randn(4, 6, 8, 8) * torch.tensor([0.01, 1.0, 50.0, 0.0]).reshape(4, 1, 1, 1)
+    y = layer(x)
+    assert torch.equal(layer(x.contiguous(memory_format=torch.channels_last)), y)
+    for i in range(4):
+        assert torch.equal(layer(x[i : i + 1])[0], y[i])
+        assert torch.equal(layer(x[i]), y[i])
 
 
 def test_tiling_code_that_sets_the_padding_mode_is_heard(quantized: Quantize) -> None:

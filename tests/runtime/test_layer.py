@@ -258,17 +258,18 @@ EVENTS: dict[str, Callable[[nn.Module], nn.Module]] = {
 @given(
     linear=st.booleans(),
     bits=st.sampled_from(["W8A8", "W4A8", "W3A5", "W2A8"]),
+    dynamic=st.booleans(),
     events=st.lists(
         st.tuples(st.sampled_from(sorted(EVENTS)), st.integers(1, 4), st.integers(3, 7), st.booleans()), max_size=6
     ),
 )
 def test_whatever_happens_to_a_layer_the_cpu_gives_what_the_reference_gives(
-    quantized: Quantize, linear: bool, bits: str, events: list[tuple[str, int, int, bool]]
+    quantized: Quantize, linear: bool, bits: str, dynamic: bool, events: list[tuple[str, int, int, bool]]
 ) -> None:
     torch.manual_seed(0)
     bos = BosRow(input=torch.full((9,), 50.0), output=torch.randn(5))
     module = nn.Linear(9, 5) if linear else nn.Conv2d(9, 5, 3, padding=1)
-    facts = {"splits": (4, 5), "symmetric": bits == "W8A8", "bos": bos if linear else None}
+    facts = {"splits": (4, 5), "symmetric": bits == "W8A8", "bos": bos if linear else None, "dynamic": dynamic}
     ours, reference = (quantized(module, bits, backend=name, **facts) for name in ("cpu", "reference"))
     for event, batch, size, inference in [("nothing", 2, 4, False), *events]:
         ours, reference = EVENTS[event](ours), EVENTS[event](reference)

@@ -65,6 +65,13 @@ def test_tensors_there_are() -> None:
     }
 
 
+def test_dynamic_layers_hold_no_scales_of_their_input() -> None:
+    for bits in (LayerBits(weight=4, activation=8), LayerBits(weight=4, activation=16)):
+        static = tensor_specs(LayerLayout(name="a", bits=bits), (6, 5))
+        dynamic = tensor_specs(LayerLayout(name="a", bits=bits, dynamic=True), (6, 5))
+        assert dynamic == {name: spec for name, spec in static.items() if not name.startswith("input")}
+
+
 def test_parts_must_add_up_and_weights_must_be_quantized() -> None:
     layout = LayerLayout(name="a", bits=LayerBits(weight=8, activation=8), splits=(3, 4))
     with pytest.raises(ValueError, match="8 input channels"):

@@ -10,6 +10,7 @@ from mixdq.errors import BosNotConstantError
 from mixdq.quant.bos import BosRow
 from mixdq.quant.simulate import simulated_layer
 from mixdq.quant.weights import fake_quantize_weight, quantize_weight
+from mixdq.runtime.kernels import native
 from mixdq.runtime.layout import LayerLayout
 from mixdq.runtime.linear import QuantizedLinear
 from mixdq.types.plan import LayerBits
@@ -26,6 +27,7 @@ Quantize = Callable[..., QuantizedLinear]
     splits=st.sampled_from([(), (8, 5)]),
     with_bos=st.booleans(),
     bias=st.booleans(),
+    dynamic=st.booleans(),
 )
 def test_it_computes_what_was_simulated(
     quantized: Quantize,
@@ -36,6 +38,7 @@ def test_it_computes_what_was_simulated(
     splits: tuple[int, ...],
     with_bos: bool,
     bias: bool,
+    dynamic: bool,
 ) -> None:
     module = nn.Linear(13, 7, bias=bias)
     x = torch.randn(3, 5, 13)
@@ -44,9 +47,10 @@ def test_it_computes_what_was_simulated(
         bos = BosRow(input=torch.randn(13) * 100, output=torch.randn(7))
         x[:, 0] = bos.input
     bits = LayerBits(weight=weight_bits, activation=activation_bits)
-    layer = quantized(module, str(bits), splits=splits, symmetric=symmetric, bos=bos)
-    parts = max(1, len(splits))
-    with simulated_layer(module, bits, ranges=ranges[:parts], symmetric=symmetric, splits=splits, bos=bos):
+    facts = {"splits": splits, "symmetric": symmetric, "bos": bos, "dynamic": dynamic}
+    layer = quantized(module, str(bits), **facts)
+    known = () if dynamic else ranges[: max(1, len(splits))]
+    with simulated_layer(module, bits, ranges=known, **facts):
         expected = module(x)
     # Sums of 13 float32 products of numbers below 8 x 1, in two orders.
     assert torch.allclose(layer(x), expected, rtol=0.0, atol=2 * 14 * 8 * 2.0**-24)
@@ -63,9 +67,15 @@ def test_float_weight_is_the_fake_quantized_one(quantized: Quantize) -> None:
     assert torch.equal(back.bias, module.bias.half())
 
 
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+@pytest.mark.parametrize("dynamic", [False, True])
 @pytest.mark.parametrize("bits", ["W8A8", "W4A8", "W2A4"])
-def test_each_row_is_computed_by_itself_whatever_its_memory(quantized: Quantize, bits: str) -> None:
-    layer = quantized(nn.Linear(12, 4), bits)
+def test_each_row_is_computed_by_itself_whatever_its_memory(
+    quantized: Quantize, bits: str, dynamic: bool, backend: str
+) -> None:
+    if backend == "cpu" and native.trouble():
+        pytest.skip(str(native.trouble()))
+    layer = quantized(nn.Linear(12, 4), bits, dynamic=dynamic, backend=backend)
     x = torch.randn(3, 6, 12)
     y = layer(x)
     assert torch.equal(layer(x.transpose(0, 1)), y.transpose(0, 1))
@@ -86,6 +96,14 @@ def test_bos_row_is_independent_of_everything_else(quantized: Quantize) -> None:
     x[2, 0] = torch.randn(12)
     with pytest.raises(BosNotConstantError):
         layer(x)
+
+
+def test_the_first_token_has_no_part_in_any_rows_scale(quantized: Quantize) -> None:
+    bos = BosRow(input=torch.full((12,), 1e4), output=torch.randn(4))
+    module, x = nn.Linear(12, 4), torch.randn(2, 5, 12)
+    x[:, 0] = bos.input
+    whole, without = quantized(module, "W8A8", bos=bos, dynamic=True), quantized(module, "W8A8", dynamic=True)
+    assert torch.equal(whole(x)[:, 1:], without(x[:, 1:]))
 
 
 def test_half_precision_models_differ_by_the_final_rounding_alone(quantized: Quantize) -> None:

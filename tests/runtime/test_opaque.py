@@ -103,11 +103,14 @@ def test_a_bos_layer_says_its_output_before_it_runs(quantized: Quantize, backend
         check_operator(layer, x)
 
 
-def test_layers_never_called_compile_whole_for_every_batch_and_size(quantized: Quantize, backend: str) -> None:
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_layers_never_called_compile_whole_for_every_batch_and_size(
+    quantized: Quantize, backend: str, dynamic: bool
+) -> None:
     model = nn.Sequential(
-        quantized(nn.Conv2d(6, 9, 3, padding=1), "W4A8", splits=(4, 2), backend=backend),
+        quantized(nn.Conv2d(6, 9, 3, padding=1), "W4A8", splits=(4, 2), dynamic=dynamic, backend=backend),
         nn.SiLU(),
-        quantized(nn.Conv2d(9, 4, 3, stride=2, padding=1), "W8A8", backend=backend),
+        quantized(nn.Conv2d(9, 4, 3, stride=2, padding=1), "W8A8", dynamic=dynamic, backend=backend),
     )
     plain, compiled = copy.deepcopy(model), whole(model)
     for shape in ((1, 6, 8, 8), (3, 6, 8, 8), (2, 6, 12, 10), (1, 6, 8, 8)):

@@ -26,6 +26,14 @@ def test_parts_ask_each_for_itself_and_add_in_float32(module: nn.Linear | nn.Con
     assert {request.output_dtype for request in requests} == {torch.float32}
 
 
+@pytest.mark.parametrize("module", [nn.Linear(6, 8), nn.Conv2d(6, 8, 1)])
+def test_only_quantized_inputs_are_asked_to_be_scaled_at_run_time(module: nn.Linear | nn.Conv2d) -> None:
+    for activation, expected in ((8, True), (16, False)):
+        layout = LayerLayout(name="a", bits=LayerBits(weight=4, activation=activation), splits=(4, 2), dynamic=True)
+        requests = kernel_requests(module, layout, device="cpu", dtype=torch.float32)
+        assert [request.dynamic for request in requests] == [expected] * 2
+
+
 def test_groups_do_not_cross_parts() -> None:
     with pytest.raises(ValueError, match="2 parts with 2 groups"):
         kernel_requests(nn.Conv2d(12, 8, 1, groups=2), JOINED, device="cpu", dtype=torch.float32)

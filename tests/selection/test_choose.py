@@ -1,5 +1,5 @@
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -51,6 +51,15 @@ def test_a_score_is_that_of_the_whole_plan_simulated() -> None:
     trace = record_calls(PIPE, FAMILY, PROMPTS, SPEC)
     with simulated_plan(PIPE.unet, TABLE, plan.layers, RECORD):
         assert score == ssim(trace.pictures, regenerate(PIPE, trace))
+
+
+def test_with_dynamic_activations_so_are_the_simulated_ones() -> None:
+    plan = uniform(4, 4)
+    _, [(_, score)] = chosen([plan], activations="dynamic")
+    trace = record_calls(PIPE, FAMILY, PROMPTS, SPEC)
+    with simulated_plan(PIPE.unet, TABLE, plan.layers, replace(RECORD, ranges={}), activations="dynamic"):
+        assert score == ssim(trace.pictures, regenerate(PIPE, trace))
+    assert score != chosen([plan])[1][0][1]
 
 
 def test_a_plan_that_changes_nothing_has_the_float_pictures() -> None:

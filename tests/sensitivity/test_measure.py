@@ -76,6 +76,14 @@ def test_the_weights_grid_is_the_one_asked_for(table: SensitivityTable, symmetri
     assert (measured(symmetric=symmetric) == table) == symmetric
 
 
+def test_dynamic_activations_score_otherwise_and_weights_as_before(table: SensitivityTable) -> None:
+    dynamic = measured(activations="dynamic")
+    for metric in ("ssim", "sqnr"):
+        assert dynamic.by_layer("weight", metric) == table.by_layer("weight", metric)
+    changed = [new for new, old in zip(dynamic.scores, table.scores, strict=True) if new != old]
+    assert {score.layer for score in changed} == set(SOME)
+
+
 class Stop:
     """Raises when `at` trials are done."""
 

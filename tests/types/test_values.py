@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mixdq.errors import ConfigError
 from mixdq.types.layers import LayerSpec, LayerTable
-from mixdq.types.plan import BitPlan, Budget, LayerBits, check_bits
+from mixdq.types.plan import BitPlan, Budget, LayerBits, check_bits, is_dynamic
 from mixdq.types.scores import Score, SensitivityTable
 from mixdq.types.tensors import ActivationRange, QuantSpec
 
@@ -82,6 +83,13 @@ def test_scores_are_numbers_and_grouped_by_layer() -> None:
     assert table.by_layer("activation", "sqnr") == table.by_layer("weight", "ssim") == {}
     with pytest.raises(ValueError, match="not a number"):
         dataclasses.replace(scores[0], value=math.nan)
+
+
+def test_activations_are_static_or_dynamic_and_nothing_else() -> None:
+    assert not is_dynamic("static")
+    assert is_dynamic("dynamic")
+    with pytest.raises(ConfigError, match="activations = 'Dynamic': expected 'static' or 'dynamic'"):
+        is_dynamic("Dynamic")
 
 
 @given(st.integers(2, 8), st.booleans())

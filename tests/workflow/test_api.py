@@ -8,6 +8,7 @@ from diffusers import DiffusionPipeline
 import mixdq
 from mixdq.config import RunConfig, build_config
 from mixdq.errors import ConfigError, InfeasibleBudgetError
+from mixdq.runtime.layer import QuantizedLayer
 from mixdq.testing import fingerprint, tiny_sdxl_pipeline
 from mixdq.types.plan import Budget
 from mixdq.workflow import api
@@ -75,6 +76,18 @@ def test_loaded_pipeline_is_quantized_in_place(prompts_file) -> None:
     assert mixdq.evaluate(before, after, PROMPTS)["ssim"] > 0.5
 
 
+@pytest.mark.usefixtures("few_widths")
+def test_activations_may_be_dynamic(prompts_file) -> None:
+    pipe = tiny_sdxl_pipeline()
+    before = mixdq.generate(pipe, PROMPTS)
+    mixdq.quantize(pipe, weight_bits=6, prompts=prompts_file, activations="dynamic")
+    layers = [module for module in pipe.unet.modules() if isinstance(module, QuantizedLayer)]
+    assert layers
+    assert all(layer.layout.dynamic and layer.activation() is None for layer in layers)
+    assert pipe.unet.config.quantization_config.saved.activations == "dynamic"
+    assert mixdq.evaluate(before, mixdq.generate(pipe, PROMPTS), PROMPTS)["ssim"] > 0.5
+
+
 @pytest.mark.usefixtures("measured_here", "few_widths")
 def test_folder_is_quantized_into_a_folder_that_says_everything(model, tmp_path, prompts_file) -> None:
     out = tmp_path / "out"
@@ -112,6 +125,8 @@ def test_pictures_depend_on_seed_and_place_alone(model) -> None:
 def test_wrong_settings_are_refused_before_the_model_is_touched(tmp_path) -> None:
     with pytest.raises(ConfigError, match=r"allocation\.weight_bits"):
         mixdq.quantize(tmp_path / "nowhere", weight_bits=1)
+    with pytest.raises(ConfigError, match=r"conversion\.activations"):
+        mixdq.quantize(tmp_path / "nowhere", activations="dynamc")
     with pytest.raises(ConfigError, match="steps = 0"):
         mixdq.generate(tmp_path / "nowhere", PROMPTS, steps=0)
 

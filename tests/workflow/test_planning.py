@@ -68,6 +68,13 @@ def test_two_tables_are_all_that_allocation_needs(run) -> None:
     assert planning.allocate(run)
 
 
+def test_a_table_measured_with_static_activations_is_stale_for_dynamic_ones(run) -> None:
+    conversion = run.config.conversion.model_copy(update={"activations": "dynamic"})
+    run.config = run.config.model_copy(update={"conversion": conversion})
+    with pytest.raises(StaleArtifactError, match=r"sensitivity\.csv: .*settings was.*mixdq sensitivity"):
+        planning.allocate(run)
+
+
 def test_empty_folder_of_plans_names_the_verb(tmp_path) -> None:
     with pytest.raises(ArtifactError, match="no plans in it; `mixdq allocate"):
         planning.read_plans(tmp_path)

@@ -29,6 +29,14 @@ def test_fresh_settings_hold_what_was_given_and_defaults(tmp_path) -> None:
     assert config.allocation.weight_bits == 4
 
 
+def test_activations_are_static_until_told_otherwise(tmp_path, configure, model) -> None:
+    assert configured(tmp_path, "m").conversion.activations == "static"
+    (tmp_path / "config.toml").write_text(dump_config(configured(tmp_path, str(model), activations="dynamic")))
+    assert configured(tmp_path, str(model)).conversion.activations == "dynamic"
+    with pytest.raises(ConfigError, match=r"conversion\.activations: expected 'static' or 'dynamic', got 'Dynamic'"):
+        configured(tmp_path, str(model), activations="Dynamic")
+
+
 def test_settings_of_a_folder_stay_but_for_what_is_given(tmp_path, configure, model) -> None:
     (tmp_path / "config.toml").write_text(dump_config(configure()))
     assert configured(tmp_path, str(model)) == configure()

@@ -67,6 +67,23 @@ def test_borrowing_steps_return_the_model_as_it_was(run) -> None:
     assert not session.converted
 
 
+def test_dynamic_activations_are_measured_chosen_and_converted(run, monkeypatch) -> None:
+    told = []
+    for module, name in (
+        (steps.sensitivity, "measure"),
+        (steps.selection, "choose"),
+        (steps.variants.conversion, "convert"),
+    ):
+
+        def kept(*arguments, name=name, whole=getattr(module, name), **options):
+            told.append((name, options["activations"]))
+            return whole(*arguments, **options)
+
+        monkeypatch.setattr(module, name, kept)
+    steps.apply(Session.start(run.paths.root, changed(run, "conversion", activations="dynamic").config))
+    assert told == [("measure", "dynamic"), ("choose", "dynamic"), ("convert", "dynamic")]
+
+
 def test_table_of_other_inputs_is_kept_under_another_name(run) -> None:
     whole = run.paths.sensitivity.read_bytes()
     session = changed(run, "sensitivity", ssim_window=7)

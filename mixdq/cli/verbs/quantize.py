@@ -2,6 +2,7 @@
 
 from mixdq.cli.options import (
     ActivationBits,
+    ActivationScales,
     BackendName,
     GuidanceScale,
     Keep,
@@ -30,6 +31,7 @@ def command(
     seed: Seed = None,
     keep: Keep = None,
     backend: BackendName = None,
+    activations: ActivationScales = None,
 ) -> None:
     """Quantize MODEL; OUT/model is a plain diffusers folder, OUT/report.html the proof that its pictures are good."""
     from mixdq.workflow import steps as workflow
@@ -45,6 +47,7 @@ def command(
         seed=seed,
         keep=keep,
         backend=backend,
+        activations=activations,
     )
     config = with_budget(config, weight_bits=weight_bits, activation_bits=activation_bits, weight_mib=weight_mib)
     with started(output, config) as session:

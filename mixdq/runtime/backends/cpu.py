@@ -1,7 +1,8 @@
 """Integer products on the CPU, by the compiled kernels of `mixdq.runtime.kernels.native`.
 
 An activation becomes unsigned bytes (its code plus 128) in one pass, which also pads a convolution's borders with the
-zero point's code; where only the weight is quantized, it becomes float32. The product runs on weights in panels, 8 bits
+zero point's code; a pass before it finds the scales of dynamic rows. Where only the weight is quantized, an activation
+becomes float32. The product runs on weights in panels, 8 bits
 as they are and fewer as packed streams, and ends with zero point, scale and bias in the same pass. Sums of codes are
 int32 and exact; sums of floats are float32.
 """
@@ -15,7 +16,7 @@ from mixdq.runtime.kernel import Kernel, KernelRequest
 from mixdq.runtime.kernels import native
 from mixdq.runtime.kernels.operators import ALIGNMENT, PANEL, filled
 from mixdq.types.plan import FLOAT_BITS
-from mixdq.types.tensors import QParams, QTensor
+from mixdq.types.tensors import QParams, QTensor, QuantSpec
 
 MAX_DEPTH = (2**31 - 1) // (255 * 128)
 """The longest sum that no int32 can overflow."""
@@ -84,7 +85,7 @@ class _Product:
             sums=sums.to(torch.int32).reshape(-1),
             scale=_product_scale(weight.qparams, activation),
             bias=None if bias is None else bias.detach().to(torch.float32).contiguous(),
-            input=_input(activation),
+            input=_input(request, activation),
         )
 
     def portable_codes(self) -> Tensor:
@@ -113,11 +114,18 @@ class _Product:
 
 def _product_scale(weight: QParams, activation: QParams | None) -> Tensor:
     scale = weight.scale.reshape(-1)
-    return (scale if activation is None else scale * activation.scale).to(torch.float32)
+    # One part's scales are a column of the layer's.
+    return (scale if activation is None else scale * activation.scale).to(torch.float32).contiguous()
 
 
-def _input(activation: QParams | None) -> tuple[Tensor | None, Tensor | None, int, int]:
-    """Return scale [1], zero point [1], least and greatest code; None for both where the input stays as it is."""
+def _input(request: KernelRequest, activation: QParams | None) -> tuple[Tensor | None, Tensor | None, int, int]:
+    """Return scale [1], zero point [1], least and greatest code.
+
+    Scale and zero point are None where each row has its own; the codes are equal too where the input stays as it is.
+    """
+    if request.dynamic:
+        spec = QuantSpec(num_bits=request.bits.activation, symmetric=False)
+        return None, None, spec.code_min, spec.code_max
     if activation is None:
         return None, None, 0, 0
     zero_point = torch.zeros(1) if activation.zero_point is None else activation.zero_point

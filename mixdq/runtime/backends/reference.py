@@ -3,10 +3,13 @@
     y = scale_w * scale_x * (acc - z_x * sum_w) + bias
 
 The bracket is sum (x_q - z_x) (w_q - z_w), computed as it stands on integers held in float64: sums stay exact up to
-2^53, far beyond what 8-bit codes reach. Borders are padded after z_x is taken off, so they are real zeros.
+2^53, far beyond what 8-bit codes reach. Borders are padded after z_x is taken off, so they are real zeros. Where the
+input is dynamic, scale_x and z_x are each row's (a linear's token, a conv2d's picture) own.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -14,6 +17,7 @@ from torch.nn import functional
 
 from mixdq.errors import NonFiniteError
 from mixdq.quant.affine import quantize
+from mixdq.quant.qparams import row_qparams
 from mixdq.quant.weights import dequantize_weight, weight_codes
 from mixdq.runtime.kernel import Kernel, KernelRequest
 from mixdq.types.plan import FLOAT_BITS
@@ -41,9 +45,12 @@ class ReferenceBackend:
 
     def bind(self, request: KernelRequest, weight: QTensor, bias: Tensor | None, activation: QParams | None) -> Kernel:
         """Return a kernel that keeps the codes packed and unpacks them on every call."""
+        if request.dynamic:
+            axes = 1 if request.op == "linear" else 3
+            return _Integer(request, weight, bias, partial(row_qparams, num_bits=request.bits.activation, axes=axes))
         if activation is None:
             return WeightOnly(request, weight, bias)
-        return _Integer(request, weight, bias, activation)
+        return _Integer(request, weight, bias, lambda _: activation)
 
 
 def integer_product(x: Tensor, weight: Tensor, request: KernelRequest) -> Tensor:
@@ -61,7 +68,7 @@ class _Integer:
     request: KernelRequest
     weight: QTensor
     bias: Tensor | None
-    activation: QParams
+    qparams_of: Callable[[Tensor], QParams]
 
     def __call__(self, x: Tensor, /) -> Tensor:
         if not bool(torch.isfinite(x).all()):
@@ -69,11 +76,11 @@ class _Integer:
                 f"{self.request.layer}: its input holds NaN or infinity, which no integer can stand for.",
                 where=self.request.layer,
             )
-        x_codes = _centred(quantize(x, self.activation), self.activation)
+        activation = self.qparams_of(x)
+        x_codes = _centred(quantize(x, activation), activation)
         w_codes = _centred(weight_codes(self.weight), self.weight.qparams)
         accumulator = integer_product(x_codes, w_codes, self.request).to(torch.float32)
-        scale = self.weight.qparams.scale.reshape(-1) * self.activation.scale
-        y = accumulator * _per_channel(scale, self.request)
+        y = accumulator * (_per_channel(self.weight.qparams.scale.reshape(-1), self.request) * activation.scale)
         if self.bias is not None:
             y = y + _per_channel(self.bias.to(torch.float32), self.request)
         return y.to(self.request.output_dtype)

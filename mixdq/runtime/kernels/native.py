@@ -22,6 +22,7 @@ _POINTER, _SIZE, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
 _SIGNATURES: dict[str, list[type]] = {
     "mixdq_way": [],
     "mixdq_quantize": [_POINTER, _INT, *[_SIZE] * 11, _POINTER, _POINTER, _INT, _INT, _INT, _POINTER],
+    "mixdq_own_scales": [_POINTER, _INT, *[_SIZE] * 8, _INT, _INT, _POINTER, _POINTER, _POINTER],
     "mixdq_product": [
         *[_POINTER, *[_SIZE] * 6],
         *[_POINTER, _SIZE, _SIZE],

@@ -105,6 +105,16 @@ def test_quantize_and_run_say_where_model_and_report_are(run, model) -> None:
         assert f"report: {run / 'report.html'}" in said
 
 
+def test_quantize_passes_activations_on_and_names_a_wrong_one(run, model, monkeypatch) -> None:
+    told = []
+    monkeypatch.setattr(steps, "run", lambda session: told.append(session.config.conversion.activations) or ([], run))
+    call("quantize", model, "-o", run, "--activations", "dynamic")
+    assert told == ["dynamic"]
+    done = CliRunner().invoke(app, ["quantize", str(model), "-o", str(run), "--activations", "dynamc"])
+    assert done.exit_code == 1
+    assert "conversion.activations: expected 'static' or 'dynamic', got 'dynamc'" in done.stderr
+
+
 def test_run_takes_another_folder(run, tmp_path) -> None:
     shutil.move(run / "config.toml", tmp_path / "mine.toml")
     assert f"report: {run / 'report.html'}" in call("run", tmp_path / "mine.toml", "-o", run)

@@ -38,8 +38,8 @@ def both(request: KernelRequest, x: torch.Tensor, *, symmetric: bool = True) -> 
     weight = torch.randn(request.weight_shape, generator=generator)
     bias = torch.randn(request.weight_shape[0], generator=generator)
     (part,) = quantize_weight(weight, request.bits.weight, symmetric=symmetric)
-    request = replace(request, symmetric=symmetric)
-    return tuple(backend.bind(request, part, bias, ACTIVATION)(x) for backend in (CPU, REFERENCE))  # type: ignore
+    request, activation = replace(request, symmetric=symmetric), None if request.dynamic else ACTIVATION
+    return tuple(backend.bind(request, part, bias, activation)(x) for backend in (CPU, REFERENCE))  # type: ignore
 
 
 @pytest.mark.parametrize("rows", [*range(1, 30), 77, 256])
@@ -118,12 +118,13 @@ def test_the_longest_sum_of_sdxl_at_the_ends_of_both_grids() -> None:
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("dynamic", [False, True])
 @pytest.mark.parametrize("dtype", list(native.DTYPES), ids=str)
-def test_what_no_integer_stands_for_is_named_with_its_layer(value: float, dtype: torch.dtype) -> None:
+def test_what_no_integer_stands_for_is_named_with_its_layer(value: float, dynamic: bool, dtype: torch.dtype) -> None:
     x = torch.zeros(3, 24, dtype=dtype)
     x[1, 7] = value
     with pytest.raises(NonFiniteError, match=r"mid\.to_q"):
-        both(replace(REQUEST, dtype=dtype, output_dtype=dtype), x)
+        both(replace(REQUEST, dynamic=dynamic, dtype=dtype, output_dtype=dtype), x)
 
 
 def test_refusals_are_in_words() -> None:
@@ -192,6 +193,18 @@ def test_weight_only_layers_multiply_the_dequantized_weight(
     bound = product(x.abs(), weight.abs(), bias.abs()) * (weight[0].numel() + 3) * 2.0**-24
     assert found.dtype == request.output_dtype
     assert bool(((found.to(torch.float64) - product(x, weight, bias)).abs() <= bound).all())
+
+
+@pytest.mark.parametrize("bits", [LayerBits(weight=4, activation=16), LayerBits(weight=8, activation=8)], ids=str)
+def test_scales_may_lie_anywhere_in_memory(bits: LayerBits) -> None:
+    # As those of one part do, which are a column of the layer's.
+    (part,) = quantize_weight(torch.randn(40, 24, generator=torch.Generator().manual_seed(2)), bits.weight)
+    wide = torch.full((40, 2), torch.nan)
+    wide[:, :1] = part.qparams.scale
+    column = replace(part, qparams=replace(part.qparams, scale=wide[:, :1]))
+    request = replace(REQUEST, bits=bits, dynamic=bits.activation == 8)
+    x = torch.randn(7, 24, generator=torch.Generator().manual_seed(3))
+    assert torch.equal(CPU.bind(request, column, None, None)(x), CPU.bind(request, part, None, None)(x))
 
 
 @pytest.mark.parametrize("num_bits", [2, 3, 4, 8])

@@ -6,11 +6,12 @@ import torch
 
 from mixdq.errors import NonFiniteError
 from mixdq.quant.affine import dequantize, fake_quantize
+from mixdq.quant.qparams import activation_qparams
 from mixdq.quant.weights import quantize_weight, weight_codes
 from mixdq.runtime.backends.reference import ReferenceBackend, integer_product
 from mixdq.runtime.kernel import KernelRequest
 from mixdq.types.plan import LayerBits
-from mixdq.types.tensors import QParams, QuantSpec
+from mixdq.types.tensors import ActivationRange, QParams, QuantSpec
 
 REFERENCE = ReferenceBackend()
 REQUEST = KernelRequest(
@@ -65,12 +66,22 @@ def test_the_epilogue_is_float32_whatever_the_model_is() -> None:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-def test_non_finite_inputs_are_named_with_their_layer(value: float) -> None:
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_non_finite_inputs_are_named_with_their_layer(value: float, dynamic: bool) -> None:
     (part,) = quantize_weight(torch.ones(2, 4), 8)
-    kernel = REFERENCE.bind(REQUEST, part, None, ACTIVATION)
+    kernel = REFERENCE.bind(replace(REQUEST, dynamic=dynamic), part, None, None if dynamic else ACTIVATION)
     with pytest.raises(NonFiniteError, match=r"mid\.to_q") as error:
         kernel(torch.tensor([[0.0, value, 0.0, 0.0]]))
     assert error.value.where == "mid.to_q"
+
+
+def test_a_dynamic_row_is_what_a_static_scale_of_its_range_gives() -> None:
+    (part,) = quantize_weight(torch.randn(2, 4, generator=torch.Generator().manual_seed(0)), 8)
+    x = torch.tensor([[1.0, -2.0, 0.5, 3.0], [0.0, 0.0, 0.0, 0.0], [7.0, 7.0, 7.0, 7.0], [1e30, 0.0, -1e30, 1.0]])
+    found = REFERENCE.bind(replace(REQUEST, dynamic=True), part, None, None)(x)
+    for row, y in zip(x, found, strict=True):
+        known = ActivationRange(min=float(row.min()), max=float(row.max()), batches=1)
+        assert torch.equal(REFERENCE.bind(REQUEST, part, None, activation_qparams(known, 8))(row), y)
 
 
 def test_refusals() -> None:

@@ -6,6 +6,7 @@ import torch
 
 from mixdq.quant import packing
 from mixdq.quant.affine import quantize
+from mixdq.quant.qparams import row_qparams
 from mixdq.runtime.kernels import native
 from mixdq.types.tensors import QParams, QuantSpec
 
@@ -62,6 +63,39 @@ def test_codes_equal_the_reference_on_every_float_of_sixteen_bits(dtype: torch.d
         )
         assert bad == 0
         assert torch.equal(codes.to(torch.int16) - 128, quantize(x, qparams).to(torch.int16))
+
+
+EXTREMES = [1.0, -1.0, 0.0, 1e-42, -3.0e38, 3.0e38, 6.0e-8, 65504.0]
+
+
+@pytest.mark.parametrize("dtype", list(native.DTYPES), ids=str)
+@pytest.mark.parametrize("memory", ["contiguous", "channels_last", "cropped channels"])
+@pytest.mark.parametrize("shape", [(9, 5, 1, 1), (1, 300, 1, 1), (2, 3, 7, 40), (3, 40, 2, 1), (2, 1, 5, 300)])
+def test_scales_of_pictures_equal_the_definition_bit_for_bit(
+    dtype: torch.dtype, memory: str, shape: tuple[int, ...]
+) -> None:
+    library = compiled()
+    generator = torch.Generator().manual_seed(sum(shape))
+    batch, channels, height, width = shape
+    factors = torch.tensor(EXTREMES)[torch.randint(len(EXTREMES), (batch, 1, 1, 1), generator=generator)]
+    for num_bits in range(2, 9):
+        x = (torch.rand(batch, channels + 2, height, width, generator=generator) - 0.3) * factors
+        # Finite in every dtype.
+        limit = torch.finfo(dtype).max
+        x = x.clamp(-limit, limit).to(dtype)
+        x = x[:, :channels].contiguous() if memory == "contiguous" else x.contiguous(memory_format=torch.channels_last)
+        x = x[:, :channels] if memory != "channels_last" else x[:, 2:].contiguous(memory_format=torch.channels_last)
+        spec = QuantSpec(num_bits=num_bits, symmetric=False)
+        scales, zero_points = torch.empty(batch), torch.empty(batch, dtype=torch.int32)
+        room = torch.empty(batch * height * 2)
+        library.mixdq_own_scales(
+            *(x.data_ptr(), native.DTYPES[dtype], batch, channels, height, width, *x.stride()),
+            *(spec.code_min, spec.code_max, room.data_ptr(), scales.data_ptr(), zero_points.data_ptr()),
+        )
+        wanted = row_qparams(x, num_bits, axes=3)
+        assert wanted.zero_point is not None
+        assert torch.equal(scales, wanted.scale.flatten())
+        assert torch.equal(zero_points, wanted.zero_point.flatten())
 
 
 @pytest.mark.parametrize("num_bits", packing.PACKED_BITS)

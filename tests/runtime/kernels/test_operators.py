@@ -32,6 +32,8 @@ CASES = [
     (replace(LINEAR, output_dtype=torch.bfloat16), (7, 10)),
     (CONV, (2, 8, 9, 11)),
     (CONV, (8, 9, 11)),
+    (replace(LINEAR, dynamic=True), (3, 5, 10)),
+    (replace(CONV, dynamic=True), (2, 8, 9, 11)),
 ]
 
 
@@ -39,7 +41,8 @@ def bound(request: KernelRequest) -> Kernel:
     (part,) = quantize_weight(torch.randn(request.weight_shape), request.bits.weight, symmetric=request.symmetric)
     spec = QuantSpec(num_bits=8, symmetric=False)
     activation = QParams(scale=torch.tensor(0.03), zero_point=torch.tensor(9, dtype=torch.int32), spec=spec)
-    return CpuBackend().bind(request, part, torch.randn(request.weight_shape[0]), activation)
+    known = None if request.dynamic else activation
+    return CpuBackend().bind(request, part, torch.randn(request.weight_shape[0]), known)
 
 
 class Calls(torch.overrides.TorchFunctionMode):

@@ -1,4 +1,5 @@
-/* Activations to codes: one pass that quantizes, brings channels together and pads. */
+/* Activations to codes: one pass that quantizes, brings channels together and pads, and one before it that finds the
+ * scale of each picture where it has its own. */
 #include <float.h>
 #include <math.h>
 
@@ -47,6 +48,69 @@ static inline int run(const void *x, int dtype, int64_t at, int64_t count, Grid 
             for (int64_t i = 0; i < here; i++) out[i * step] = code_of(values[i], grid);
     }
     return bad;
+}
+
+#define LANES 16
+
+typedef struct {
+    float least[LANES], greatest[LANES];
+} Extremes;
+
+/* Widens `extremes` by `count` numbers from element `at` of x on. */
+static inline void meet(const void *x, int dtype, int64_t at, int64_t count, Extremes *extremes) {
+    float values[BLOCK + LANES];
+    for (int64_t first = 0; first < count; first += BLOCK) {
+        const int64_t here = count - first < BLOCK ? count - first : BLOCK;
+        widen(x, dtype, at + first, here, values);
+        memset(values + here, 0, LANES * sizeof(float)); /* zero is in every range */
+        for (int64_t i = 0; i < here; i += LANES)
+            for (int j = 0; j < LANES; j++) {
+                const float value = values[i + j];
+                extremes->least[j] = value < extremes->least[j] ? value : extremes->least[j];
+                extremes->greatest[j] = value > extremes->greatest[j] ? value : extremes->greatest[j];
+            }
+    }
+}
+
+/* Scale and zero point of each picture of x, as mixdq.quant.qparams.row_qparams makes them, operation by operation; x as
+ * mixdq_quantize has it, `extremes` [batch, height, 2] is room to work in. NaN and infinity are found by the other pass. */
+int mixdq_own_scales(const void *x, int dtype, int64_t batch, int64_t channels, int64_t height, int64_t width,
+                     int64_t batch_stride, int64_t channel_stride, int64_t line_stride, int64_t pixel_stride,
+                     int32_t low, int32_t high, float *extremes, float *scales, int32_t *zero_points) {
+    const int together = channel_stride == 1 && pixel_stride == channels;
+#pragma omp parallel for collapse(2) schedule(static)
+    for (int64_t n = 0; n < batch; n++)
+        for (int64_t h = 0; h < height; h++) {
+            Extremes lanes = {{0}, {0}};
+            const int64_t at = n * batch_stride + h * line_stride;
+            if (together) {
+                meet(x, dtype, at, width * channels, &lanes);
+            } else if (channel_stride == 1) {
+                for (int64_t w = 0; w < width; w++) meet(x, dtype, at + w * pixel_stride, channels, &lanes);
+            } else {
+                for (int64_t c = 0; c < channels; c++) meet(x, dtype, at + c * channel_stride, width, &lanes);
+            }
+            float *of_line = extremes + 2 * (n * height + h);
+            of_line[0] = of_line[1] = 0.0f;
+            for (int j = 0; j < LANES; j++) {
+                if (lanes.least[j] < of_line[0]) of_line[0] = lanes.least[j];
+                if (lanes.greatest[j] > of_line[1]) of_line[1] = lanes.greatest[j];
+            }
+        }
+#pragma omp parallel for schedule(static)
+    for (int64_t n = 0; n < batch; n++) {
+        double least = 0.0, greatest = 0.0;
+        for (const float *line = extremes + 2 * n * height; line < extremes + 2 * (n + 1) * height; line += 2) {
+            if (line[0] < least) least = line[0];
+            if (line[1] > greatest) greatest = line[1];
+        }
+        double scale = (greatest - least) / (high - low);
+        scale = scale == 0.0 ? 1.0 : scale < FLT_MIN ? FLT_MIN : scale > FLT_MAX ? FLT_MAX : scale;
+        scales[n] = (float)scale;
+        const double code = low - nearbyint(least / scales[n]);
+        zero_points[n] = (int32_t)(code < low ? low : code > high ? high : code);
+    }
+    return 0;
 }
 
 /* Codes of x [batch, channels, height, width], strides in elements, one of channels' and width's being 1, as bytes

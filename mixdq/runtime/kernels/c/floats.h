@@ -78,7 +78,10 @@ static inline Vector greater(Vector a, Vector b) {
  * floats. `rows` is a constant wherever this is called, so that the loops unroll and the sums stay in registers. */
 static inline __attribute__((always_inline)) void add_product(const int rows, int64_t depth, const float *x, int64_t pitch,
                                                               const float *w, int64_t step, Vector sums[FLOAT_ROWS][2]) {
-    const float *x3 = x + 3 * pitch, *x5 = x + 5 * pitch, *x10 = x + 10 * pitch;
+    const float *x3 = x + 3 * pitch, *x5 = x + 5 * pitch;
+#if FLOAT_ROWS > 6
+    const float *x10 = x + 10 * pitch;
+#endif
     for (int64_t k = 0; k < depth; k++, w += step) {
         const Vector left = load(w), right = load(w + WIDTH);
 #define ROW(I, ADDRESS)                                        \

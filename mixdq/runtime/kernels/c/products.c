@@ -118,7 +118,7 @@ int mixdq_product(const void *x, int64_t batch, int64_t height, int64_t width, i
                         .scale = scale + column, .bias = bias ? bias + column : NULL,
                         .zero_points = floats ? NULL : x_zero_points + group,
                         .row_scales = row_scales ? row_scales + group : NULL, .own = rows_each == 1, .dtype = dtype,
-                        .row_stride = row_stride,
+                        .row_stride = row_stride, .bits = bits,
                     };
                     char *out = (char *)y + size * (flat * row_stride + column);
                     if (floats) float_tile_of(to - from, &tile, (const float *)in, (const float *)panel, out);

@@ -1,8 +1,7 @@
 /* x86 without AVX512-VNNI: dot products of AVX-VNNI, else products of 16 bits in the widest vectors there are.
  *
- * Products of unsigned and signed bytes that add up in 16 bits saturate, so they are not used: each byte is widened,
- * and a pair of products adds up in 32 bits. Only where codes had 4 bits is there room for some: |w| <= 15, so that FEW times two
- * products are at most 4 * 2 * 255 * 15 = 30,600.
+ * Products of unsigned and signed bytes that add up in 16 bits saturate, so each byte is widened, and a pair of products
+ * adds up in 32 bits. Only codes of at most 4 bits leave room: |w| <= 15, so that FEW pairs are at most 4 * 2 * 255 * 15.
  */
 #if defined(__AVXVNNI__) || (defined(__AVX512VNNI__) && defined(__AVX512VL__))
 #define MR 6
