@@ -69,17 +69,20 @@ def test_borrowing_steps_return_the_model_as_it_was(run) -> None:
 
 def test_dynamic_activations_are_measured_chosen_and_converted(run, monkeypatch) -> None:
     told = []
+
+    def listened_to(name, whole):
+        def kept(*arguments, **options):
+            told.append((name, options["activations"]))
+            return whole(*arguments, **options)
+
+        return kept
+
     for module, name in (
         (steps.sensitivity, "measure"),
         (steps.selection, "choose"),
         (steps.variants.conversion, "convert"),
     ):
-
-        def kept(*arguments, name=name, whole=getattr(module, name), **options):
-            told.append((name, options["activations"]))
-            return whole(*arguments, **options)
-
-        monkeypatch.setattr(module, name, kept)
+        monkeypatch.setattr(module, name, listened_to(name, getattr(module, name)))
     steps.apply(Session.start(run.paths.root, changed(run, "conversion", activations="dynamic").config))
     assert told == [("measure", "dynamic"), ("choose", "dynamic"), ("convert", "dynamic")]
 
