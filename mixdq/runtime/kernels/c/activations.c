@@ -6,7 +6,8 @@
 #include "runs.h"
 
 typedef struct {
-    float scale, inverse, limit; /* inverse: 0 where a division must do; limit: beyond it, either way, every value has the greatest or the least code */
+    float scale, inverse;        /* inverse: 0 where a division must do */
+    float limit;                 /* beyond it, either way, every value has the greatest or the least code */
     float zero_point, low, high; /* low and high: the least and the greatest code */
 } Grid;
 
