@@ -2,8 +2,8 @@
 
 An activation becomes unsigned bytes (its code plus 128) in one pass, which also pads a convolution's borders with the
 zero point's code; a pass before it finds the scales of dynamic rows. Where only the weight is quantized, an activation
-becomes float32. The product runs on weights in panels, 8 bits as they are and fewer as packed streams, and ends with zero
-point, scale and bias in the same pass. Sums of codes are int32 and exact; sums of floats are float32.
+becomes float32. The product runs on weights in panels, 8 bits as they are and fewer as packed streams, and ends with
+zero point, scale and bias in the same pass. Sums of codes are int32 and exact; sums of floats are float32.
 """
 
 from dataclasses import dataclass
