@@ -1,5 +1,7 @@
 from dataclasses import replace
 
+import pytest
+
 from mixdq.report.facts import ReportFacts, Variant
 from mixdq.report.summary import backends, headline, least_alike, main_table, most_sensitive, refusals
 
@@ -72,6 +74,23 @@ def test_the_reference_backends_seconds_are_no_headline(facts: ReportFacts) -> N
             for receipt in facts.receipts
         ),
     )
-    words = {"faster", "slower"}
+    words = {"faster", "as fast", "slower"}
     assert any(tile.label in words for tile in headline(swift))
     assert not any(tile.label in words for tile in headline(slow))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "label"), [(0.5, "faster"), (0.84, "as fast"), (1.0, "as fast"), (1.19, "as fast"), (1.3, "slower")]
+)
+def test_speed_is_claimed_beyond_chance_only_and_of_the_smallest(facts: ReportFacts, seconds, label) -> None:
+    timed = tuple(
+        replace(variant, evaluation=replace(variant.evaluation, seconds=seconds if index else 1.0))
+        for index, variant in enumerate(facts.variants)
+    )
+    receipts = tuple(
+        replace(receipt, layers=tuple(replace(layer, backend="cpu") for layer in receipt.layers))
+        for receipt in facts.receipts
+    )
+    tiles = headline(replace(facts, variants=timed, receipts=receipts))
+    assert tiles[-1].label == label
+    assert tiles[-1].detail.split(":")[0] == tiles[0].detail.split(":")[0]
