@@ -81,7 +81,8 @@ def convert(
         progress(done, len(table), "conversion")
     HEAP.give_back()
     if any(CpuBackend.name in names.split(", ") for names, _ in choices.values()):
-        log.info("attention and gates: %d on the CPU's own kernels", use_cpu_kernels(denoiser))
+        between = use_cpu_kernels(denoiser)
+        log.info("attention and gates: %d on the CPU's own kernels", between)
     receipt = Receipt(plan=plan.name, layers=tuple(receipts))
     log.info(
         "converted %d of %d layers: %d bytes, before %d",

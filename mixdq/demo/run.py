@@ -25,6 +25,7 @@ from mixdq.workflow import steps, variants
 from mixdq.workflow.doctor import check_backend_works
 from mixdq.workflow.reporting import report_on
 from mixdq.workflow.session import Session, VariantPaths
+from mixdq.workflow.settings import device_of, dtype_of
 
 log = logging.getLogger(__name__)
 
@@ -122,7 +123,7 @@ def run_demo(
 
 def demo_config(model: Path = MODEL) -> RunConfig:
     """Return the settings of the demo."""
-    return build_config(
+    config = build_config(
         {
             "model": {"path": str(model)},
             "generation": {"batch_size": 8},
@@ -130,15 +131,16 @@ def demo_config(model: Path = MODEL) -> RunConfig:
             "sensitivity": {"num_prompts": 4},
             "selection": {"num_prompts": 16},
             "evaluation": {"prompts": str(EVALUATION_PROMPTS), "num_prompts": 32},
-            "conversion": {"backend": _backend()},
         }
     )
+    conversion = config.conversion.model_copy(update={"backend": _backend(device_of(config), dtype_of(config))})
+    return config.model_copy(update={"conversion": conversion})
 
 
-def _backend() -> str:
+def _backend(device: str, dtype: torch.dtype) -> str:
     """Return "auto", or, in words, the slow backend where no fast one works: the demo is to run anywhere."""
     try:
-        check_backend_works(AUTO, "cpu", torch.float32)
+        check_backend_works(AUTO, device, dtype)
     except NoBackendError as error:
         log.warning("%s The demo goes on with the slow one: the same pictures, in more time.", error)
         return REFERENCE.name

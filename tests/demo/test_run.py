@@ -4,9 +4,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from mixdq.config import RunConfig
 from mixdq.demo import run as demo
+from mixdq.runtime.kernels import native
 from mixdq.store.plan_file import read_plan
 from mixdq.store.table_file import read_layers
 from mixdq.testing import tiny_sdxl_pipeline
@@ -152,3 +154,16 @@ def test_slugs_are_folder_names_of_their_own() -> None:
     slugs = [recipe.slug for recipe in demo.RECIPES + demo.ABLATION]
     assert len(set(slugs)) == len(slugs)
     assert all(set(slug) <= set("abcdefghijklmnopqrstuvwxyz0123456789-") for slug in slugs)
+
+
+def test_where_no_fast_backend_works_the_demo_says_so_and_goes_on_with_the_slow_one(caplog) -> None:
+    # None of them runs on such a device yet.
+    assert demo._backend("xpu", torch.float32) == "reference"
+    assert "The demo goes on with the slow one" in caplog.text
+    assert "not on xpu" in caplog.text
+
+
+@pytest.mark.skipif(native.trouble() is not None, reason=str(native.trouble()))
+def test_where_one_works_the_demo_leaves_the_choice_to_auto(caplog) -> None:
+    assert demo._backend("cpu", torch.float32) == "auto"
+    assert not caplog.text
