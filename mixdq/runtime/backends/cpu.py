@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mixdq.runtime.kernel import Kernel, KernelRequest
 from mixdq.runtime.kernels import native
-from mixdq.runtime.kernels.operators import ALIGNMENT, PANEL, filled
+from mixdq.runtime.kernels.layers import ALIGNMENT, PANEL, LayerTensors, NativeLayer, Window, filled
 from mixdq.types.plan import FLOAT_BITS
 from mixdq.types.tensors import QParams, QTensor, QuantSpec
 
@@ -51,64 +51,67 @@ class CpuBackend:
 
     def bind(self, request: KernelRequest, weight: QTensor, bias: Tensor | None, activation: QParams | None) -> Kernel:
         """Return a kernel with the weight in panels."""
-        return _Product.of(request, weight, bias, activation)
+        return _Product(request, weight, bias, activation)
 
 
-@dataclass(frozen=True)
 class _Product:
-    """`panels` is int8 or packed bytes [groups * panels, bytes], `zero_points` int8 [groups * panels * PANEL]."""
+    """A layer of the compiled library, which holds the weight in panels."""
 
-    request: KernelRequest
-    panels: Tensor
-    zero_points: Tensor | None
-    sums: Tensor
-    scale: Tensor
-    bias: Tensor | None
-    input: tuple[Tensor | None, Tensor | None, int, int]
-
-    @classmethod
-    def of(cls, request: KernelRequest, weight: QTensor, bias: Tensor | None, activation: QParams | None) -> "_Product":
-        groups = request.groups
-        per_row = torch.Size(weight.shape[1:]).numel()
-        codes = native.unpack(weight.codes, request.bits.weight, per_row)
-        codes = codes.reshape(groups, -1, weight.shape[1], torch.Size(weight.shape[2:]).numel())
-        offsets = weight.qparams.zero_point
-        columns = None if offsets is None else offsets.to(torch.int8).reshape(groups, -1)
-        sums = codes.sum(dim=(2, 3), dtype=torch.int64)
-        if columns is not None:
-            sums = sums - codes.shape[2:].numel() * columns.to(torch.int64)
-        return cls(
-            request=request,
-            panels=_panels(codes, columns, request.bits.weight),
-            zero_points=None if columns is None else _full_panels(columns, dim=1).reshape(-1),
-            sums=sums.to(torch.int32).reshape(-1),
-            scale=_product_scale(weight.qparams, activation),
-            bias=None if bias is None else bias.detach().to(torch.float32).contiguous(),
-            input=_input(request, activation),
+    def __init__(
+        self, request: KernelRequest, weight: QTensor, bias: Tensor | None, activation: QParams | None
+    ) -> None:
+        self.request = request
+        self.layer = NativeLayer(
+            _tensors(request, weight, bias, activation),
+            name=request.layer,
+            channels=weight.shape[1] * request.groups,
+            dtype=request.output_dtype,
+            groups=request.groups,
+            window=None if request.op == "linear" else _window(request),
         )
+        self._run = self.layer.linear if request.op == "linear" else self.layer.conv2d
 
     def portable_codes(self) -> Tensor:
         """Return the weight's codes as they were bound."""
         shape, num_bits, groups = self.request.weight_shape, self.request.bits.weight, self.request.groups
         depth, taps = filled(shape[1]), torch.Size(shape[2:]).numel()
-        panels = native.unpack(self.panels, num_bits, taps * depth * PANEL).reshape(
-            len(self.panels), -1, PANEL, ALIGNMENT
-        )
+        packed = self.layer.tensors.panels
+        panels = native.unpack(packed, num_bits, taps * depth * PANEL).reshape(len(packed), -1, PANEL, ALIGNMENT)
         columns = panels.transpose(1, 2).reshape(groups, -1, taps, depth)[:, : shape[0] // groups, :, : shape[1]]
         codes = columns.transpose(2, 3).reshape(shape).contiguous()
         return codes if num_bits == 8 else native.pack(codes.flatten(1), num_bits)
 
     def __call__(self, x: Tensor, /) -> Tensor:
-        request = self.request
-        weight = (self.panels, self.zero_points, self.sums, self.scale, self.bias, request.bits.weight)
-        facts = (*self.input, request.output_dtype, request.layer)
-        y: Tensor
-        if request.op == "linear":
-            y = torch.ops.mixdq.cpu_linear(x, *weight, *facts)
-        else:
-            geometry = (request.weight_shape[2:], request.stride, request.padding, request.dilation, request.groups)
-            y = torch.ops.mixdq.cpu_conv2d(x, *weight, *geometry, *facts)
-        return y
+        return self._run(x)
+
+
+def _window(request: KernelRequest) -> Window:
+    kernel = request.weight_shape[2:]
+    return Window(kernel=kernel, stride=request.stride, padding=request.padding, dilation=request.dilation)
+
+
+def _tensors(request: KernelRequest, weight: QTensor, bias: Tensor | None, activation: QParams | None) -> LayerTensors:
+    groups, num_bits = request.groups, request.bits.weight
+    codes = native.unpack(weight.codes, num_bits, torch.Size(weight.shape[1:]).numel())
+    codes = codes.reshape(groups, -1, weight.shape[1], torch.Size(weight.shape[2:]).numel())
+    offsets = weight.qparams.zero_point
+    columns = None if offsets is None else offsets.to(torch.int8).reshape(groups, -1)
+    sums = codes.sum(dim=(2, 3), dtype=torch.int64)
+    if columns is not None:
+        sums = sums - codes.shape[2:].numel() * columns.to(torch.int64)
+    input_scale, input_zero_point, low, high = _input(request, activation)
+    return LayerTensors(
+        panels=_panels(codes, columns, num_bits),
+        zero_points=None if columns is None else _full_panels(columns, dim=1).reshape(-1),
+        sums=sums.to(torch.int32).reshape(-1),
+        scale=_product_scale(weight.qparams, activation),
+        bias=None if bias is None else bias.detach().to(torch.float32).contiguous(),
+        input_scale=input_scale,
+        input_zero_point=input_zero_point,
+        num_bits=num_bits,
+        low=low,
+        high=high,
+    )
 
 
 def _product_scale(weight: QParams, activation: QParams | None) -> Tensor:
@@ -118,10 +121,7 @@ def _product_scale(weight: QParams, activation: QParams | None) -> Tensor:
 
 
 def _input(request: KernelRequest, activation: QParams | None) -> tuple[Tensor | None, Tensor | None, int, int]:
-    """Return scale [1], zero point [1], least and greatest code.
-
-    Scale and zero point are None where each row has its own; the codes are equal too where the input stays as it is.
-    """
+    """Return scale [1], zero point [1], least and greatest code, as `LayerTensors` has them."""
     if request.dynamic:
         spec = QuantSpec(num_bits=request.bits.activation, symmetric=False)
         return None, None, spec.code_min, spec.code_max

@@ -18,18 +18,15 @@ FOLDER = Path(__file__).with_name("c")
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 """Float dtypes that the kernels read and write -> the number by which they know them."""
 
+NOT_FINITE = 1
+"""What `mixdq_layer` returns where its input cannot become codes; 0 is success, everything else a lack of memory."""
+
 _POINTER, _SIZE, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
 _SIGNATURES: dict[str, list[type]] = {
     "mixdq_way": [],
     "mixdq_quantize": [_POINTER, _INT, *[_SIZE] * 11, _POINTER, _POINTER, _INT, _INT, _INT, _POINTER],
     "mixdq_own_scales": [_POINTER, _INT, *[_SIZE] * 8, _INT, _INT, _POINTER, _POINTER, _POINTER],
-    "mixdq_product": [
-        *[_POINTER, *[_SIZE] * 6],
-        *[_POINTER, _SIZE, _SIZE],
-        *[_POINTER, _INT, _POINTER, _SIZE, _POINTER, _POINTER, _POINTER],
-        *[_POINTER, _POINTER, _SIZE],
-        *[_POINTER, _INT, _SIZE, _INT],
-    ],
+    "mixdq_layer": [_POINTER, _POINTER, _INT, *[_SIZE] * 7, _POINTER, _INT],
     "mixdq_attention": [
         *[_POINTER, _SIZE, _SIZE],
         *[_POINTER, _SIZE, _SIZE],

@@ -1,8 +1,9 @@
-/* Activations to codes: one pass that quantizes, brings channels together and pads, and one before it that finds the
- * scale of each picture where it has its own. */
+/* Activations to codes, or to floats: one pass that quantizes, brings channels together and pads, and one before it that
+ * finds the scale of each picture where it has its own. */
 #include <float.h>
 #include <math.h>
 
+#include "passes.h"
 #include "runs.h"
 
 typedef struct {
@@ -49,6 +50,22 @@ static inline int run(const void *x, int dtype, int64_t at, int64_t count, Grid 
             for (int64_t i = 0; i < here; i++) out[i * step] = code_of(values[i], grid);
     }
     return bad;
+}
+
+/* The same numbers as floats. */
+static inline void floats(const void *x, int dtype, int64_t at, int64_t count, float *restrict to, int64_t step) {
+    float values[BLOCK];
+    for (int64_t first = 0; first < count; first += BLOCK) {
+        const int64_t here = count - first < BLOCK ? count - first : BLOCK;
+        widen(x, dtype, at + first, here, values);
+        for (int64_t i = 0; i < here; i++) to[(first + i) * step] = values[i];
+    }
+}
+
+static inline int put(const void *x, int dtype, int64_t at, int64_t count, const Grid *grid, void *to, int64_t step) {
+    if (grid) return run(x, dtype, at, count, *grid, to, step);
+    floats(x, dtype, at, count, to, step);
+    return 0;
 }
 
 #define LANES 16
@@ -115,15 +132,17 @@ int mixdq_own_scales(const void *x, int dtype, int64_t batch, int64_t channels, 
 }
 
 /* Codes of x [batch, channels, height, width], strides in elements, one of channels' and width's being 1, as bytes
- * [batch, height + 2 pad_h, width + 2 pad_w, pitch] with borders of the zero point's code and unused channels of 0.
+ * [batch, height + 2 pad_h, width + 2 pad_w, pitch] with borders of the zero point's code and unused channels of 0; or,
+ * where `scales` is null, x itself as float32 in that order, with zeros there.
  * A matrix [rows, in] is a picture of one line, or, where each row has a scale, as many pictures of one pixel.
  * `scales` and `zero_points` have one element, or one for each picture where `own` is nonzero.
- * Returns nonzero where x holds NaN or infinity. */
+ * Returns nonzero where NaN or infinity should become a code. */
 int mixdq_quantize(const void *x, int dtype, int64_t batch, int64_t channels, int64_t height, int64_t width,
                    int64_t batch_stride, int64_t channel_stride, int64_t line_stride, int64_t pixel_stride,
                    int64_t pad_h, int64_t pad_w, int64_t pitch, const float *scales, const int32_t *zero_points,
-                   int own, int32_t low, int32_t high, uint8_t *codes) {
-    const int64_t lines = height + 2 * pad_h, line = (width + 2 * pad_w) * pitch;
+                   int own, int32_t low, int32_t high, void *to) {
+    const int64_t size = scales ? 1 : 4, pixel = pitch * size;
+    const int64_t lines = height + 2 * pad_h, line = (width + 2 * pad_w) * pixel;
     /* A matrix is one long line: it is cut into pieces, so that threads share it. */
     const int64_t piece = lines == 1 && pad_w == 0 ? 64 : width, pieces = width ? (width + piece - 1) / piece : 1;
     int bad = 0;
@@ -132,32 +151,34 @@ int mixdq_quantize(const void *x, int dtype, int64_t batch, int64_t channels, in
         for (int64_t part = 0; part < pieces; part++) {
             const int64_t n = row / lines, h = row % lines - pad_h, first = part * piece;
             const int64_t count = first + piece < width ? piece : width - first;
-            const int32_t zero_point = zero_points[own ? n : 0];
-            const float scale = scales[own ? n : 0];
+            const int32_t zero_point = scales ? zero_points[own ? n : 0] : 0;
+            const float scale = scales ? scales[own ? n : 0] : 1.0f;
             const int usual = scale > 0x1p-100f && scale < 0x1p100f; /* so that nothing over- or underflows */
             const Grid grid = {scale, usual ? 1.0f / scale : 0.0f, 1024.0f * scale, (float)zero_point, (float)low, (float)high};
-            uint8_t *out = codes + row * line;
+            const Grid *codes = scales ? &grid : NULL;
+            const int border = scales ? zero_point + 128 : 0;
+            char *out = (char *)to + row * line;
             if (h < 0 || h >= height) {
-                memset(out, zero_point + 128, line);
+                memset(out, border, line);
                 continue;
             }
             if (pad_w) {
-                memset(out, zero_point + 128, pad_w * pitch);
-                memset(out + (pad_w + width) * pitch, zero_point + 128, pad_w * pitch);
+                memset(out, border, pad_w * pixel);
+                memset(out + (pad_w + width) * pixel, border, pad_w * pixel);
             }
-            out += (pad_w + first) * pitch;
+            out += (pad_w + first) * pixel;
             const int64_t at = n * batch_stride + h * line_stride + first * pixel_stride;
             if (channel_stride == 1 && pixel_stride == channels && pitch == channels) {
-                bad |= run(x, dtype, at, count * channels, grid, out, 1);
+                bad |= put(x, dtype, at, count * channels, codes, out, 1);
             } else if (channel_stride == 1) {
                 for (int64_t w = 0; w < count; w++)
-                    bad |= run(x, dtype, at + w * pixel_stride, channels, grid, out + w * pitch, 1);
+                    bad |= put(x, dtype, at + w * pixel_stride, channels, codes, out + w * pixel, 1);
             } else {
                 for (int64_t c = 0; c < channels; c++)
-                    bad |= run(x, dtype, at + c * channel_stride, count, grid, out + c, pitch);
+                    bad |= put(x, dtype, at + c * channel_stride, count, codes, out + c * size, pitch);
             }
             if (pitch > channels)
-                for (int64_t w = 0; w < count; w++) memset(out + w * pitch + channels, 0, pitch - channels);
+                for (int64_t w = 0; w < count; w++) memset(out + w * pixel + channels * size, 0, (pitch - channels) * size);
         }
     return bad;
 }

@@ -114,7 +114,8 @@ int mixdq_attention(const void *q, int64_t q_batch, int64_t q_token, const void 
     int64_t floats = 0;
     for (int i = 0; i < PARTS; i++) floats += (sizes[i] + 15) / 16 * 16;
     if (work == 0) return 0;
-    Sharing sharing = shared_out(work, threads);
+    /* Another head's keys and values are brought first, which must pay. */
+    Sharing sharing = shared_out(work, threads, tiles / 8);
     int failed = 0;
 #pragma omp parallel num_threads(sharing.threads) reduction(| : failed)
     {

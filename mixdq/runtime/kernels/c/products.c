@@ -9,6 +9,7 @@
  */
 #include <stdlib.h>
 
+#include "passes.h"
 #include "sharing.h"
 #include "tile.h"
 #include "tile_float.h"
@@ -90,7 +91,8 @@ int mixdq_product(const void *x, int64_t batch, int64_t height, int64_t width, i
     /* A tile meets the panels of a bundle while it is in the nearest cache; they stay in the next one. */
     const int64_t together = NEAR_BYTES / ready > 1 ? NEAR_BYTES / ready : 1;
     const int64_t bundles = (num_panels + together - 1) / together, work = bundles * tiles;
-    Sharing sharing = shared_out(work, threads);
+    /* Another bundle is unpacked first, which must pay. */
+    Sharing sharing = shared_out(work, threads, as_stored ? 1 : tiles / 8);
     int failed = 0;
 #pragma omp parallel num_threads(sharing.threads) reduction(| : failed)
     {

@@ -8,7 +8,7 @@
 #endif
 
 #define MAX_THREADS 256
-#define CHUNKS 8 /* of each thread's part: as much as is taken at a time */
+#define SHARE 8 /* a thread takes one in so many of what a part still has: less and less, so that all end at once */
 
 typedef struct {
     int64_t first, last;
@@ -16,21 +16,21 @@ typedef struct {
 
 typedef struct {
     int threads;
-    int64_t work, chunks;
+    int64_t least;
     struct {
         _Alignas(64) int64_t next;
         int64_t end;
     } parts[MAX_THREADS];
 } Sharing;
 
-static inline Sharing shared_out(int64_t work, int threads) {
+/* `work` items, not fewer than `least` at a time. */
+static inline Sharing shared_out(int64_t work, int threads, int64_t least) {
     Sharing sharing;
     sharing.threads = threads < 1 ? 1 : threads > MAX_THREADS ? MAX_THREADS : threads;
-    sharing.work = work;
-    sharing.chunks = sharing.threads * CHUNKS < work ? sharing.threads * CHUNKS : work;
+    sharing.least = least < 1 ? 1 : least;
     for (int i = 0; i < sharing.threads; i++) {
-        sharing.parts[i].next = sharing.chunks * i / sharing.threads;
-        sharing.parts[i].end = sharing.chunks * (i + 1) / sharing.threads;
+        sharing.parts[i].next = work * i / sharing.threads;
+        sharing.parts[i].end = work * (i + 1) / sharing.threads;
     }
     return sharing;
 }
@@ -43,12 +43,16 @@ static inline int take(Sharing *sharing, Range *range) {
 #endif
     for (int i = 0; i < sharing->threads; i++) {
         const int part = (self + i) % sharing->threads;
-        int64_t *next = &sharing->parts[part].next;
-        if (__atomic_load_n(next, __ATOMIC_RELAXED) >= sharing->parts[part].end) continue;
-        const int64_t chunk = __atomic_fetch_add(next, 1, __ATOMIC_RELAXED);
-        if (chunk >= sharing->parts[part].end) continue;
-        range->first = sharing->work * chunk / sharing->chunks;
-        range->last = sharing->work * (chunk + 1) / sharing->chunks;
+        const int64_t end = sharing->parts[part].end;
+        int64_t *next = &sharing->parts[part].next, first = __atomic_load_n(next, __ATOMIC_RELAXED), last;
+        do {
+            const int64_t wanted = (end - first) / SHARE;
+            last = first + (wanted > sharing->least ? wanted : sharing->least);
+            last = last < end ? last : end;
+        } while (first < end && !__atomic_compare_exchange_n(next, &first, last, 0, __ATOMIC_RELAXED, __ATOMIC_RELAXED));
+        if (first >= end) continue;
+        range->first = first;
+        range->last = last;
         return 1;
     }
     return 0;
