@@ -18,7 +18,7 @@ from mixdq.runtime.layer import QuantizedLayer
 from mixdq.testing import tiny_sdxl_pipeline
 from mixdq.types.plan import BitPlan, LayerBits
 
-SIZES = ((1, 8, 8), (2, 8, 8), (3, 16, 12), (1, 8, 8))
+SIZES = ((1, 8, 8), (3, 16, 12), (1, 8, 8))
 """Batch, height and width of the latents of one call after another."""
 
 Arguments = Callable[[int, int, int], dict[str, Any]]
@@ -88,8 +88,8 @@ def compilations(model: nn.Module, arguments: Arguments, *, whole: bool) -> tupl
 def test_compiled_whole_without_a_graph_break_it_gives_the_same(denoiser: Any, arguments: Arguments) -> None:
     found, count = compilations(denoiser, arguments, whole=True)
     assert_same(found, denoiser, arguments)
-    # Once, once more for any batch and once for any size.
-    assert count <= 3
+    # Once, and once more for any batch and size.
+    assert count <= 2
 
 
 def test_compiled_block_by_block_it_shares_code_as_the_float_model_does(
