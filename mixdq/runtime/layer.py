@@ -136,8 +136,12 @@ class QuantizedLayer(nn.Module):
         self._unbind()
 
     def forward(self, input: Tensor) -> Tensor:
-        """Return the layer's output in the dtype of `input`; what is compiled holds a call of `run` in its place."""
-        return self._traced(input) if torch.compiler.is_compiling() else self.run(input)
+        """Return the layer's output in the dtype of `input`, which has a gradient; see `input_gradient`.
+
+        What is compiled holds a call of `run` in its place.
+        """
+        differentiated = torch.is_grad_enabled() and input.requires_grad
+        return self._traced(input) if differentiated or torch.compiler.is_compiling() else self.run(input)
 
     def run(self, input: Tensor, /) -> Tensor:
         """Return the layer's output, by a kernel that is bound first where there is none for such an input.
@@ -164,6 +168,23 @@ class QuantizedLayer(nn.Module):
                 HEAP.freed(freed)
             self._bound = bound = Bound(kernel, parts, self.weight, input.device, input.dtype, geometry)
         return bound.kernel(input)
+
+    def input_gradient(self, grad: Tensor, shape: Sequence[int], /) -> Tensor:
+        """Return the gradient by an input of `shape`, in the dtype of `grad`, the gradient by the output.
+
+        It is that of a float layer of the weight that the codes stand for: rounding and clipping of the input pass it
+        through (Bengio et al., arXiv 1308.3432). A stored first token's output hangs on nothing, so its gradient is 0.
+        """
+        with torch.enable_grad():
+            x = grad.new_zeros(tuple(shape)).requires_grad_()
+            (by_input,) = torch.autograd.grad(self.to_float(grad.dtype)(x), x, grad)
+        if self.layout.bos:
+            (by_input if x.dim() == 1 else by_input[..., 0, :]).zero_()
+        return by_input
+
+    def to_float(self, dtype: torch.dtype) -> nn.Linear | nn.Conv2d:
+        """Return a float layer of the weight that the codes stand for."""
+        raise NotImplementedError
 
     def extra_repr(self) -> str:
         """Return what `print(layer)` shows besides the float layer's own."""

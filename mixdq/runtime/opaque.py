@@ -2,10 +2,12 @@
 
     mixdq::linear  x [..., in],                     layer -> [..., out], contiguous
     mixdq::conv2d  x [(batch,) in, height, width],  layer -> [(batch,) out, height, width], channels last
+    mixdq::input_gradient  grad, of the output,     layer -> of the input, which has `shape`
 
 `layer` is a handle, an int64 tensor on the CPU: operators take no objects, and a number would be a constant of the
 compiled code, which the blocks of a model could then not share. Nothing of a layer is in that code, so kernels are
-bound, checks raise and a loaded or moved layer is bound anew just as without it. Importing this module registers them.
+bound, checks raise and a loaded or moved layer is bound anew just as without it. Inputs have gradients, for adapters to
+be trained beside and before a layer; they are the third operator's. Importing this module registers all of them.
 """
 
 import itertools
@@ -24,6 +26,10 @@ class Runs(Protocol):
         """Return the layer's output."""
         ...
 
+    def input_gradient(self, grad: Tensor, shape: Sequence[int], /) -> Tensor:
+        """Return the gradient by an input of `shape`, of the gradient by the output."""
+        ...
+
 
 _LIBRARY: Any = torch.library.Library("mixdq", "FRAGMENT")  # type: ignore[no-untyped-call]
 _LIBRARY.define("linear(Tensor x, Tensor layer, SymInt out_features) -> Tensor")
@@ -31,6 +37,7 @@ _LIBRARY.define(
     "conv2d(Tensor x, Tensor layer, SymInt out_channels, int[] kernel, int[] stride, int[] borders, int[] dilation) "
     "-> Tensor"
 )
+_LIBRARY.define("input_gradient(Tensor grad, Tensor layer, SymInt[] shape) -> Tensor")
 
 _NUMBERS = itertools.count()
 # A handle keeps nothing alive: compiled code holds the layer itself.
@@ -86,6 +93,26 @@ def _run_conv2d(x: Tensor, layer: Tensor, *geometry: Any) -> Tensor:
     return y.movedim(0, -1).contiguous().movedim(-1, 0)
 
 
+def _run_gradient(grad: Tensor, layer: Tensor, shape: Sequence[int]) -> Tensor:
+    return _layer_of(layer).input_gradient(grad, shape).contiguous()
+
+
+def _fake_gradient(grad: Tensor, layer: Tensor, shape: Sequence[int]) -> Tensor:
+    return grad.new_empty(shape)
+
+
+def _keep_handle(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, layer, *_ = inputs
+    ctx.shape, ctx.others = x.shape, len(inputs) - 1
+    ctx.save_for_backward(layer)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    (layer,) = ctx.saved_tensors
+    by_input = torch.ops.mixdq.input_gradient(grad, layer, ctx.shape)
+    return (by_input, *(None,) * ctx.others)
+
+
 def _fake_linear(x: Tensor, layer: Tensor, out_features: int) -> Tensor:
     return x.new_empty(*x.shape[:-1], out_features)
 
@@ -110,3 +137,6 @@ def _register(name: str, run: Callable[..., Tensor], fake: Callable[..., Tensor]
 
 _register("linear", _run_linear, _fake_linear)
 _register("conv2d", _run_conv2d, _fake_conv2d)
+_register("input_gradient", _run_gradient, _fake_gradient)
+for _operator in ("linear", "conv2d"):
+    torch.library.register_autograd(f"mixdq::{_operator}", _backward, setup_context=_keep_handle, lib=_LIBRARY)

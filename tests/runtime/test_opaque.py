@@ -201,3 +201,48 @@ def test_a_program_that_outlives_its_layer_says_so(quantized: Quantize) -> None:
     gc.collect()
     with pytest.raises(RuntimeError, match=r"not in this process.*save_pretrained"):
         opaque.linear(torch.ones(2, 9), handle, 5)
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same'")
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize("geometry", [CONVOLUTIONS[1], CONVOLUTIONS[2], CONVOLUTIONS[5]], ids=str)
+def test_an_input_has_the_gradient_of_the_float_layer(
+    geometry: dict[str, Any], compiled: bool, quantized: Quantize, backend: str
+) -> None:
+    layer = quantized(nn.Conv2d(6, 9, **geometry), "W4A8", backend=backend)
+    check_gradient(layer, torch.randn(2, 6, 9, 7), compiled=compiled)
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+def test_an_input_of_a_linear_has_it_too_but_for_a_stored_first_token(
+    compiled: bool, quantized: Quantize, backend: str
+) -> None:
+    check_gradient(quantized(nn.Linear(8, 5), "W4A8", backend=backend), torch.randn(2, 7, 8), compiled=compiled)
+    bos = bos_row(8, 5)
+    layer = quantized(nn.Linear(8, 5), "W4A8", bos=bos, backend=backend)
+    for x in (text(bos), text(bos)[0], text(bos)[0, 0]):
+        x = x.requires_grad_()
+        (found,) = torch.autograd.grad(layer(x).square().sum(), x)
+        tokens = found if x.dim() > 1 else found[None]
+        assert not tokens[..., 0, :].any()
+        assert bool(tokens[..., 1:, :].any(-1).all())
+
+
+def check_gradient(layer: QuantizedLayer, x: Tensor, *, compiled: bool) -> None:
+    """Against autograd through the float layer, for a loss that sees the quantized output."""
+    called = whole(layer) if compiled else layer
+    x = x.requires_grad_()
+    y = called(x)
+    assert torch.equal(y, layer.run(x.detach()))
+    (found,) = torch.autograd.grad(y.square().sum(), x)
+    (expected,) = torch.autograd.grad(layer.to_float(torch.float32)(x), x, 2.0 * y.detach())
+    torch.testing.assert_close(found, expected)
+
+
+def test_without_an_input_that_asks_there_is_no_gradient_and_no_operator(quantized: Quantize, backend: str) -> None:
+    layer = quantized(nn.Linear(8, 5), "W4A8", backend=backend)
+    with Calls() as calls:
+        assert not layer(torch.randn(3, 8)).requires_grad
+        with torch.no_grad():
+            layer(torch.randn(3, 8, requires_grad=True))
+    assert not hasattr(calls, "last")

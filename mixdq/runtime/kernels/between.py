@@ -26,7 +26,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
         ValueError: shapes or dtypes do not fit each other, or are none the kernel knows.
         CompilerError: there is no library.
     """
-    y: Tensor = torch.ops.mixdq.cpu_attention(q, k, v, heads)
+    # Compilers see an operator; calling one takes longer than a small head.
+    y: Tensor = torch.ops.mixdq.cpu_attention(q, k, v, heads) if _is_seen(q) else _attention(q, k, v, heads)
     return y
 
 
@@ -37,8 +38,13 @@ def geglu(x: Tensor) -> Tensor:
         ValueError: the last axis is odd, or the dtype none the kernel knows.
         CompilerError: there is no library.
     """
-    y: Tensor = torch.ops.mixdq.cpu_geglu(x)
+    y: Tensor = torch.ops.mixdq.cpu_geglu(x) if _is_seen(x) else _geglu(x)
     return y
+
+
+def _is_seen(x: Tensor) -> bool:
+    """Return whether anybody looks at calls instead of making them."""
+    return torch.compiler.is_compiling() or type(x) is not Tensor
 
 
 def _geglu(x: Tensor) -> Tensor:
