@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-Model = Annotated[str, typer.Argument(help="A diffusers folder or hub id.", metavar="MODEL")]
+Model = Annotated[str, typer.Argument(help="A diffusers folder, hub id, or .safetensors checkpoint.", metavar="MODEL")]
 RunArgument = Annotated[Path, typer.Argument(help="The run folder.", metavar="RUN")]
 Output = Annotated[Path, typer.Option("-o", "--output", help="The run folder; made if absent.")]
 WeightBits = Annotated[float | None, typer.Option(help="Greatest mean bits of a weight (default 4).")]

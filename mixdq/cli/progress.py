@@ -25,12 +25,16 @@ def progress_bar() -> Iterator[Report]:
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console) as bars:
-        tasks = {}
+    bars, tasks = Progress(*columns, console=console), {}
 
-        def report(done: int, total: int, what: str) -> None:
-            if what not in tasks:
-                tasks[what] = bars.add_task(what, total=total)
-            bars.update(tasks[what], completed=done, total=total)
+    def report(done: int, total: int, what: str) -> None:
+        # Not before there is something to draw: a download comes first, and draws bars of its own.
+        bars.start()
+        if what not in tasks:
+            tasks[what] = bars.add_task(what, total=total)
+        bars.update(tasks[what], completed=done, total=total)
 
+    try:
         yield report
+    finally:
+        bars.stop()

@@ -1,4 +1,4 @@
-"""Loading pipelines: a folder, a hub id or a pipeline that is loaded already. Only safetensors, never pickles."""
+"""Loading pipelines: a folder, a hub id, a checkpoint or a loaded pipeline. Only safetensors, never pickles."""
 
 import json
 import logging
@@ -12,20 +12,18 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
-from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
 from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
 from mixdq.errors import UnsupportedModelError
+from mixdq.pipeline.hub import INDEX_FILE, download_pipeline
+from mixdq.pipeline.single_file import PICKLES, find_configuration, open_single_file
 
 log = logging.getLogger(__name__)
-
-INDEX_FILE = "model_index.json"
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 # They warn of the type and the extra key of every AutoencoderTiny that diffusers itself saved.
 _TALKERS = ("diffusers.configuration_utils", "diffusers.pipelines.pipeline_utils")
-_PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 
 
 def load_pipeline(
@@ -35,39 +33,48 @@ def load_pipeline(
     device: str = "cpu",
     variant: str | None = None,
 ) -> DiffusionPipeline:
-    """Return the pipeline in a folder or on the hub, on `device`; a loaded pipeline comes back untouched.
+    """Return the pipeline in a folder, in a checkpoint file or on the hub, on `device`.
 
-    `dtype` None is float32; `variant` names a set of weight files such as "fp16". Code that a model brings along is
-    never run, and pickled weights are never opened.
+    A loaded pipeline comes back untouched. `dtype` None is float32; `variant` names a set of weight files such as
+    "fp16". Code that a model brings along is never run, and pickled weights are never opened. Downloads show the
+    hub's own progress.
 
     Raises:
         UnsupportedModelError: there is no such model, it may not be had, or its files are damaged or pickled.
     """
     if isinstance(model, DiffusionPipeline):
         return model
-    name = str(model)
-    folder = Path(name).expanduser()
-    if folder.exists():
-        _check_folder(folder)
-        source = str(folder)
+    name, dtype = str(model), dtype or torch.float32
+    path = Path(name).expanduser()
+    if path.is_file():
+        with _without_talk():
+            configuration = find_configuration(path)
+        with _sayable_errors(name), _without_bars(), _without_talk():
+            return open_single_file(path, configuration, dtype).to(device)
+    if path.exists():
+        _check_folder(path)
+        source = path
     elif isinstance(model, str) and _HUB_ID.fullmatch(name) and not name.startswith("."):
-        source = name
+        with _without_talk():
+            source = download_pipeline(name, variant=variant)
     else:
-        raise UnsupportedModelError(f"{name}: no such folder, and not a hub id of the form owner/model")
-    with _sayable_errors(name), _quiet():
-        pipe = DiffusionPipeline.from_pretrained(
-            source, dtype=dtype or torch.float32, variant=variant, use_safetensors=True
+        raise UnsupportedModelError(
+            f"{name}: no such folder or file, and not a hub id, which is of the form owner/model; look at the spelling"
         )
+    with _sayable_errors(name), _without_bars(), _without_talk():
+        pipe = DiffusionPipeline.from_pretrained(str(source), dtype=dtype, variant=variant, use_safetensors=True)
+        pipe.register_to_config(_name_or_path=name)
         return pipe.to(device)
 
 
 def _check_folder(folder: Path) -> None:
     """Refuse what can be seen to be no pipeline without opening a weight."""
-    if not folder.is_dir():
-        raise UnsupportedModelError(f"{folder}: a file; expected a diffusers folder with {INDEX_FILE} in it")
     index_file = folder / INDEX_FILE
     if not index_file.is_file():
-        raise UnsupportedModelError(f"{folder}: no diffusers pipeline, since it holds no {INDEX_FILE}")
+        raise UnsupportedModelError(
+            f"{folder}: no diffusers pipeline, since it holds no {INDEX_FILE}; name the folder that does, "
+            "or a .safetensors checkpoint"
+        )
     try:
         index = json.loads(index_file.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -84,7 +91,7 @@ def _check_component(folder: Path, component: str) -> None:
     if not place.is_dir():
         raise UnsupportedModelError(f"{folder}: its folder {component}/ is missing; copy the model again")
     files = os.listdir(place)
-    pickled = sorted(file for file in files if file.endswith(_PICKLES))
+    pickled = sorted(file for file in files if file.endswith(PICKLES))
     if pickled and not any(file.endswith(".safetensors") for file in files):
         raise UnsupportedModelError(
             f"{place}: has pickled weights only ({pickled[0]}), which can run code and are never opened; "
@@ -101,60 +108,40 @@ def _sayable_errors(name: str) -> Iterator[None]:
         raise UnsupportedModelError(
             f"{name}: a weight file is truncated or damaged ({error}); copy it again"
         ) from error
-    except GatedRepoError as error:
-        raise UnsupportedModelError(
-            f"{name}: gated; accept its terms on its hub page, then log in with `hf auth login`"
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise UnsupportedModelError(f"{name}: no such model on the hub, or it is private") from error
-    except (OfflineModeIsEnabled, HfHubHTTPError, ConnectionError) as error:
-        raise UnsupportedModelError(_unreachable(name)) from error
     except (OSError, ValueError, AttributeError) as error:
         if getattr(error, "errno", None) is not None:
             raise
-        raise UnsupportedModelError(_reworded(name, error)) from error
-
-
-def _reworded(name: str, error: Exception) -> str:
-    """Return one sentence for the errors that diffusers and transformers have no type for."""
-    causes = list(_chain(error))
-    text = str(error).strip().split("\n")[0]
-    if any(isinstance(cause, GatedRepoError) for cause in causes) or "gated repo" in text:
-        return f"{name}: gated; accept its terms on its hub page, then log in with `hf auth login`"
-    if any(isinstance(cause, RepositoryNotFoundError) for cause in causes):
-        return f"{name}: no such model on the hub, or it is private"
-    if "not fully cached locally" in text or "LocalEntryNotFound" in text:
-        return _unreachable(name)
-    if "Unable to load weights" in text:
-        return f"{name}: a weight file is truncated or damaged; copy it again ({text})"
-    return f"{name}: cannot be loaded by diffusers: {text}"
-
-
-def _unreachable(name: str) -> str:
-    return f"{name}: not on this machine, and the hub cannot be reached; download it first or name a local folder"
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
+        text = str(error).strip().split("\n")[0]
+        if "Unable to load weights" in text:
+            raise UnsupportedModelError(
+                f"{name}: a weight file is truncated or damaged; copy it again ({text})"
+            ) from error
+        raise UnsupportedModelError(f"{name}: cannot be loaded by diffusers: {text}") from error
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Switch the libraries' loading bars off for a while, and what they have to say of an `AutoencoderTiny`."""
+def _without_bars() -> Iterator[None]:
+    """Switch the libraries' bars for loading off for a while."""
     bars: tuple[Any, ...] = (diffusers_logging, transformers_logging)
     shown = [library for library in bars if library.is_progress_bar_enabled()]
-    talkers = [logging.getLogger(name) for name in _TALKERS]
-    levels = [talker.level for talker in talkers]
     for library in shown:
         library.disable_progress_bar()
-    for talker in talkers:
-        talker.setLevel(logging.ERROR)
     try:
         yield
     finally:
         for library in shown:
             library.enable_progress_bar()
+
+
+@contextmanager
+def _without_talk() -> Iterator[None]:
+    """Have the libraries not say for a while what our errors say too, or what means nothing."""
+    talkers = [logging.getLogger(name) for name in _TALKERS]
+    levels = [talker.level for talker in talkers]
+    for talker in talkers:
+        talker.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
         for talker, level in zip(talkers, levels, strict=True):
             talker.setLevel(level)

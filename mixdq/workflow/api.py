@@ -15,9 +15,7 @@ from torch import Tensor
 from mixdq.allocation import sweep
 from mixdq.calibration import collect
 from mixdq.config import RunConfig, build_config
-from mixdq.conversion import convert as conversion
 from mixdq.evaluation.compare import Comparison, compare
-from mixdq.integrations.diffusers import attach_config
 from mixdq.metrics.base import METRICS, Metric
 from mixdq.pipeline import generate as drawing
 from mixdq.pipeline.family import Pipeline, find_family
@@ -32,6 +30,7 @@ from mixdq.types.plan import Activations, BitPlan, Budget
 from mixdq.types.progress import Progress, no_progress
 from mixdq.types.scores import SensitivityTable
 from mixdq.types.tensors import CalibrationRecord
+from mixdq.workflow.denoiser import quantize_denoiser
 from mixdq.workflow.session import Session
 from mixdq.workflow.settings import calibration_prompts, device_of, dtype_of, sensitivity_prompts
 
@@ -101,17 +100,7 @@ def _run(folder: Path, config: RunConfig, loaded: Pipeline | None, progress: Pro
     plan, record = steps.choose(session), steps.calibrate(session)
     pipe = session.pipe
     session.release()
-    return apply(
-        pipe,
-        plan,
-        record,
-        steps.inspect(session),
-        backend=config.conversion.backend,
-        symmetric=config.conversion.symmetric,
-        rounding=config.conversion.rounding,
-        activations=config.conversion.activations,
-        progress=progress,
-    )
+    return apply(pipe, plan, record, steps.inspect(session), **config.conversion.model_dump(), progress=progress)
 
 
 def inspect(model: Model, *, spec: GenerationSpec | None = None) -> LayerTable:
@@ -227,12 +216,10 @@ def apply(
     `save_pretrained` then writes an ordinary diffusers folder.
     """
     pipe = load_pipeline(model)
-    denoiser = find_family(pipe).denoiser(pipe)
-    table = table or inspect(pipe)
-    conversion.convert(
-        denoiser,
+    quantize_denoiser(
+        find_family(pipe).denoiser(pipe),
         plan,
-        table,
+        table or inspect(pipe),
         record,
         backend=backend,
         symmetric=symmetric,
@@ -240,7 +227,6 @@ def apply(
         activations=activations,
         progress=progress,
     )
-    attach_config(denoiser, plan, table, record, backend=backend, symmetric=symmetric, activations=activations)
     return pipe
 
 

@@ -9,18 +9,20 @@ from typing import Any
 from mixdq.errors import ArtifactError
 from mixdq.report.facts import ReportFacts, Variant
 from mixdq.report.render import render
-from mixdq.store.artifact import Schema
+from mixdq.store.artifact import Schema, digest_of_file
 from mixdq.store.json_file import decode, encode, read_json
 from mixdq.store.plan_file import read_plan
 from mixdq.store.table_file import read_layers, read_sensitivity
 from mixdq.types.evaluation import Evaluation
 from mixdq.types.receipt import Receipt
+from mixdq.workflow.fitting import TRANSFERRED
 from mixdq.workflow.session import Session, VariantPaths
 
 CHOICE = Schema("choice", "mixdq choose")
 RECEIPT = Schema("receipt", "mixdq apply")
 EVALUATION = Schema("evaluation", "mixdq evaluate")
 MANIFEST = Schema("manifest", "mixdq evaluate")
+TRANSFER = Schema("transfer", "mixdq apply")
 
 _LIBRARIES = ("torch", "diffusers", "transformers", "scipy")
 
@@ -131,9 +133,14 @@ def _settings(session: Session) -> dict[str, str]:
 
 
 def _warnings(session: Session) -> tuple[str, ...]:
+    found = []
     if session.config.conversion.backend == "reference":
-        return (
+        found.append(
             "These pictures were drawn by the reference backend: exact integers in plain torch. It is the definition "
-            "of what is right and it is slow; its seconds say nothing of what integer kernels reach.",
+            "of what is right and it is slow; its seconds say nothing of what integer kernels reach."
         )
-    return ()
+    plan, transfer = session.paths.plan, session.paths.transfer
+    if plan.exists() and transfer.exists() and read_plan(plan).origin.get(TRANSFERRED) == digest_of_file(transfer):
+        text = decode(transfer, TRANSFER, str, read_json(transfer, TRANSFER).content.get("text"))
+        found.append(f"The bits were found for another model, and checked on this one: {text}.")
+    return tuple(found)

@@ -96,6 +96,11 @@ class RunPaths(VariantPaths):
         return self.root / "plans"
 
     @property
+    def transfer(self) -> Path:
+        """How a plan that was found for another model fares on this one."""
+        return self.root / "transfer.json"
+
+    @property
     def reference(self) -> Path:
         """The floating-point model's pictures."""
         return self.root / "images" / "float"
@@ -200,15 +205,17 @@ class Session:
 
     @cached_property
     def weights(self) -> dict[str, str]:
-        """What tells that a model folder is no longer what it was: "weights" -> digest of its weight files.
+        """What tells that a model on disk is no longer what it was: "weights" -> digest of its weight files.
 
         Empty for a hub id and for a pipeline in memory, which are checked when they are used.
         """
-        folder = Path(self.config.model.path).expanduser()
-        if self.in_memory or not folder.is_dir():
+        path = Path(self.config.model.path).expanduser()
+        if self.in_memory or not path.exists():
             return {}
-        files = sorted(folder.rglob("*.safetensors"))
-        return {"weights": digest_of([[str(file.relative_to(folder)), digest_of_file(file)] for file in files])}
+        if path.is_file():
+            return {"weights": digest_of_file(path)}
+        files = sorted(path.rglob("*.safetensors"))
+        return {"weights": digest_of([[str(file.relative_to(path)), digest_of_file(file)] for file in files])}
 
     def layers_digest(self, table: LayerTable) -> str:
         """Return the digest of the model as later steps know it; where its folder lies does not count."""
@@ -220,14 +227,7 @@ class Session:
         """How pictures are made."""
         from mixdq.pipeline.generate import GenerationSpec
 
-        made = self.config.generation
-        return GenerationSpec(
-            steps=made.steps,
-            guidance_scale=made.guidance_scale,
-            height=made.height,
-            width=made.width,
-            seed=made.seed,
-        )
+        return GenerationSpec(**self.config.generation.model_dump(exclude={"batch_size"}))
 
     def resolve(
         self,

@@ -14,10 +14,15 @@ if TYPE_CHECKING:
     from mixdq.pipeline.family import Pipeline
 
 
+TRAVELLING = {"generation", "calibration", "selection", "conversion", "evaluation"}
+"""The sections of a run that go along with its plan to another model: how pictures and ranges are made."""
+
+
 def configured(
     folder: Path,
     model: str,
     *,
+    like: RunConfig | None = None,
     prompts: Path | None = None,
     steps: int | None = None,
     guidance_scale: float | None = None,
@@ -29,16 +34,23 @@ def configured(
 ) -> RunConfig:
     """Return the settings of the run in `folder`, or fresh ones, with every value given put in.
 
+    Fresh ones are those of the run `like`, but for its model and backend, or else the defaults. A folder with a
+    config.toml and no layers.json is no run of a model yet: the one that it names could not be opened.
+
     Raises:
         ConfigError: the folder holds a run of another model, or a value is out of range.
     """
     path = folder / "config.toml"
-    base: dict[str, Any] = {"model": {"path": model}}
+    base: dict[str, Any] = {}
     if path.exists():
         found = load_config(path)
-        if found.model.path != model:
+        if found.model.path != model and (folder / "layers.json").exists():
             raise ConfigError(f"{folder}: holds a run of {found.model.path!r}; choose another folder for {model!r}")
         base = found.model_dump(mode="python", exclude_none=True)
+    elif like is not None:
+        base = like.model_dump(mode="python", exclude_none=True, include=TRAVELLING)
+        del base["conversion"]["backend"]
+    base["model"] = {**base.get("model", {}), "path": model}
     given: dict[str, dict[str, Any]] = {
         "calibration": {"prompts": None if prompts is None else str(prompts)},
         "generation": {

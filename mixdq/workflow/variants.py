@@ -12,10 +12,8 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from mixdq.allocation.plans import mean_bits
-from mixdq.conversion import convert as conversion
 from mixdq.evaluation.compare import compare
 from mixdq.evaluation.memory import weight_bytes_on_disk
-from mixdq.integrations.diffusers import attach_config
 from mixdq.metrics.sqnr import sqnr_per_sample
 from mixdq.pipeline.family import find_family
 from mixdq.pipeline.load import load_pipeline
@@ -27,6 +25,7 @@ from mixdq.types.plan import FLOAT_BITS, BitPlan
 from mixdq.types.receipt import Receipt
 from mixdq.types.tensors import CalibrationRecord
 from mixdq.workflow.cost import float_cost, folder_cost
+from mixdq.workflow.denoiser import quantize_denoiser
 from mixdq.workflow.doctor import machine_facts
 from mixdq.workflow.drawing import draw, first_outputs, halved, metrics_for, open_in_float32, read_outputs, silent
 from mixdq.workflow.pictures import read_pictures, write_pictures
@@ -70,26 +69,7 @@ def convert(
         # It is changed for good from here on: whoever wants the floating-point model next loads it again.
         session.release()
         session.converted = True
-        receipt = conversion.convert(
-            denoiser,
-            plan,
-            table,
-            record,
-            backend=settings.backend,
-            symmetric=settings.symmetric,
-            rounding=settings.rounding,
-            activations=settings.activations,
-            progress=session.progress,
-        )
-        attach_config(
-            denoiser,
-            plan,
-            table,
-            record,
-            backend=settings.backend,
-            symmetric=settings.symmetric,
-            activations=settings.activations,
-        )
+        receipt = quantize_denoiser(denoiser, plan, table, record, **settings.model_dump(), progress=session.progress)
         # Never may the receipt of one model lie beside another, wherever the process is killed.
         paths.receipt.unlink(missing_ok=True)
         save_pipeline(pipe, paths.model)

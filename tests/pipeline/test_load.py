@@ -2,13 +2,10 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
-import huggingface_hub.constants
 import pytest
 import torch
 from diffusers.utils import logging as diffusers_logging
-from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
 from mixdq.errors import UnsupportedModelError
 from mixdq.pipeline import load
@@ -126,36 +123,6 @@ def test_what_is_no_folder_and_no_hub_id_is_refused(tmp_path: Path) -> None:
     for name in (str(tmp_path / "none"), "./none", "no such model", "../owner/model"):
         with pytest.raises(UnsupportedModelError, match="no such folder"):
             load_pipeline(name)
-    checkpoint = tmp_path / "model.safetensors"
-    checkpoint.write_bytes(b"")
-    with pytest.raises(UnsupportedModelError, match="a file; expected a diffusers folder"):
-        load_pipeline(checkpoint)
-
-
-def test_a_hub_id_without_network_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(UnsupportedModelError, match="hub cannot be reached"):
-        load_pipeline("nobody-at-all/no-such-model")
-
-
-@pytest.mark.parametrize(
-    ("kind", "complaint"), [(GatedRepoError, "gated; accept its terms"), (RepositoryNotFoundError, "or it is private")]
-)
-@pytest.mark.parametrize("wrapped", [False, True])
-def test_the_hubs_refusals_are_said_in_one_sentence(
-    monkeypatch: pytest.MonkeyPatch, kind: type[Exception], complaint: str, wrapped: bool
-) -> None:
-    def refuse(*_: object, **__: object) -> None:
-        answer = SimpleNamespace(headers={}, request=None, status_code=403)
-        error = kind("the hub's own long text", response=answer)
-        if wrapped:
-            raise OSError("some file cannot be had") from error
-        raise error
-
-    monkeypatch.setattr(load.DiffusionPipeline, "from_pretrained", refuse)
-    with pytest.raises(UnsupportedModelError, match=complaint):
-        load_pipeline("owner/model")
 
 
 def test_errors_of_the_system_stay_what_they_are(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

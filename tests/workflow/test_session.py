@@ -126,9 +126,15 @@ def test_released_model_is_loaded_anew(run) -> None:
     assert run.pipe is not first
 
 
-def test_model_folder_is_known_by_its_weights_and_nothing_else_is(run, configure, tmp_path) -> None:
+def test_model_on_disk_is_known_by_its_weights_and_nothing_else_is(run, configure, tmp_path) -> None:
     assert set(run.weights) == {"weights"}
     assert Session(tmp_path, run.config).weights == run.weights
+    file = tmp_path / "checkpoint.safetensors"
+    seen = set()
+    for content in (b"one", b"other"):
+        file.write_bytes(content)
+        seen.add(Session(tmp_path, configure(model={"path": str(file)})).weights["weights"])
+    assert len(seen) == 2
     assert Session(tmp_path, configure(model={"path": "owner/model"})).weights == {}
     assert Session(tmp_path, run.config, pipe=tiny_sdxl_pipeline()).weights == {}
 

@@ -45,8 +45,29 @@ def test_settings_of_a_folder_stay_but_for_what_is_given(tmp_path, configure, mo
 
 def test_folder_of_another_model_is_refused(tmp_path, configure) -> None:
     (tmp_path / "config.toml").write_text(dump_config(configure()))
+    (tmp_path / "layers.json").touch()
     with pytest.raises(ConfigError, match="choose another folder for 'other'"):
         configured(tmp_path, "other")
+
+
+def test_folder_whose_model_could_not_be_opened_takes_another_name_for_it(tmp_path, configure) -> None:
+    (tmp_path / "config.toml").write_text(dump_config(configure(model={"path": "mispelt"})))
+    assert configured(tmp_path, "misspelt") == configure(model={"path": "misspelt"})
+
+
+def test_settings_go_along_with_a_plan_but_for_model_budget_and_backend(tmp_path, configure) -> None:
+    theirs = configure(
+        generation={"steps": 2}, conversion={"backend": "cpu", "symmetric": False}, model={"variant": "fp16"}
+    )
+    config = configured(tmp_path, "other", like=theirs, seed=3)
+    assert config.generation == theirs.generation.model_copy(update={"seed": 3})
+    assert (config.calibration, config.selection, config.evaluation) == (
+        theirs.calibration,
+        theirs.selection,
+        theirs.evaluation,
+    )
+    assert (config.conversion.symmetric, config.conversion.backend) == (False, "auto")
+    assert (config.model.path, config.model.variant, config.allocation.weight_bits) == ("other", None, 4)
 
 
 def test_one_weight_budget_replaces_the_other(configure) -> None:

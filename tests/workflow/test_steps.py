@@ -4,7 +4,7 @@ from mixdq.errors import ArtifactError, ConfigError, StaleArtifactError
 from mixdq.pipeline.layers import weights_digest
 from mixdq.store.table_file import read_sensitivity
 from mixdq.testing import fingerprint
-from mixdq.workflow import steps
+from mixdq.workflow import denoiser, steps
 from mixdq.workflow.session import Session
 
 
@@ -80,7 +80,7 @@ def test_dynamic_activations_are_measured_chosen_and_converted(run, monkeypatch)
     for module, name in (
         (steps.sensitivity, "measure"),
         (steps.selection, "choose"),
-        (steps.variants.conversion, "convert"),
+        (denoiser, "convert"),
     ):
         monkeypatch.setattr(module, name, listened_to(name, getattr(module, name)))
     steps.apply(Session.start(run.paths.root, changed(run, "conversion", activations="dynamic").config))

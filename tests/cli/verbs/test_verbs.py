@@ -1,7 +1,10 @@
 """What each verb says when it is done; that the work is right is shown in tests/end_to_end."""
 
+import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -113,6 +116,43 @@ def test_quantize_passes_activations_on_and_names_a_wrong_one(run, model, monkey
     done = CliRunner().invoke(app, ["quantize", str(model), "-o", str(run), "--activations", "dynamc"])
     assert done.exit_code == 1
     assert "conversion.activations: expected 'static' or 'dynamic', got 'dynamc'" in done.stderr
+
+
+def test_apply_carries_a_plan_to_another_model_and_says_whether_it_holds(run, model, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    said = call("apply", "--plan", run / "plan.toml", model)
+    out = Path(f"{model.name}-MixDQ")
+    assert re.search(rf"plan plan-01 holds on {model}: SQNR .* on its own model: SQNR", said)
+    assert re.search(rf"MiB in 16 bits, .* MiB now: {out / 'model'}", said)
+    assert call("apply", "--plan", run / "plan.toml", model, "-o", out) == said
+    assert re.search(SAYS["apply"], call("apply", out))
+
+
+def test_apply_refuses_a_plan_that_is_not_there_before_it_begins_a_folder(model, tmp_path) -> None:
+    done = CliRunner().invoke(
+        app, ["apply", "--plan", str(tmp_path / "no.toml"), str(model), "-o", str(tmp_path / "o")]
+    )
+    assert done.exit_code == 1
+    assert "no.toml: there is no such file" in done.stderr
+    assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize("option", [["--force"], ["--steps", "2"], ["-o", "out"]], ids=" ".join)
+def test_apply_takes_options_with_a_plan_only(run, option) -> None:
+    done = CliRunner().invoke(app, ["apply", str(run), *option])
+    assert done.exit_code == 2
+    assert "options go with --plan only" in done.stderr
+
+
+def test_model_that_cannot_be_had_is_one_line_and_its_folder_takes_the_right_one(run, model, tmp_path) -> None:
+    words = [sys.executable, "-c", "from mixdq.cli.main import app; app()", "quantize", "owner/model", "-o", tmp_path]
+    env = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")}
+    done = subprocess.run(words, env=env, check=False, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: owner/model: not whole on this machine, and HF_HUB_OFFLINE forbids")
+    assert done.stderr.count("\n") == 1
+    call("inspect", model, "-o", tmp_path)
 
 
 def test_run_takes_another_folder(run, tmp_path) -> None:
