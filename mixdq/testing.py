@@ -1,19 +1,39 @@
 """Tiny text-to-image pipelines built in memory: no network, no files, milliseconds a picture.
 
 They have every part that the method must handle: CLIP tokenizers with BOS first, causal text encoders whose BOS state
-is an outlier, cross-attention, skip joins and a few-step scheduler. Weights are random, pictures mean nothing.
+is an outlier, cross-attention, skip joins and a few-step scheduler; or T5, joint attention and single-stream blocks.
+Weights are random, pictures mean nothing.
 For tests of MixDQ and of its extensions; nothing in the package needs this module.
 """
 
 import hashlib
+import string
 from typing import TypeVar
 
 import torch
-from diffusers import AutoencoderTiny, LCMScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers import (
+    AutoencoderTiny,
+    FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    LCMScheduler,
+    StableDiffusion3Pipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+)
+from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
+from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from tokenizers.pre_tokenizers import ByteLevel
 from torch import nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    T5Config,
+    T5EncoderModel,
+    T5Tokenizer,
+)
 
 TOKENS = 16
 """Tokens in every text embedding, BOS and padding included."""
@@ -22,7 +42,10 @@ TEXT_WIDTH = 32
 """Features of one text encoder."""
 
 BLOCKS = (16, 32)
-"""Channels of the denoiser's blocks."""
+"""Channels of a UNet's blocks."""
+
+HEADS, HEAD_WIDTH = 2, 16
+"""Attention heads of a transformer and features of each."""
 
 _Encoder = TypeVar("_Encoder", CLIPTextModel, CLIPTextModelWithProjection)
 
@@ -102,6 +125,88 @@ def tiny_sd_pipeline(
     return pipe
 
 
+def tiny_flux_pipeline(seed: int = 0) -> FluxPipeline:
+    """Return a Flux-schnell-like pipeline of about 0.2 M parameters: one block of two streams, two of one.
+
+    Ask it for pictures of 16 px: where it is not told, a `FluxPipeline` makes 128 latents a side, here 256 px.
+    """
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(seed)
+        text_encoder = _text_encoder(CLIPTextModel, 100.0)
+        text_encoder_2 = _t5_encoder(TEXT_WIDTH)
+        transformer = FluxTransformer2DModel(
+            in_channels=16,
+            num_layers=1,
+            num_single_layers=2,
+            attention_head_dim=HEAD_WIDTH,
+            num_attention_heads=HEADS,
+            joint_attention_dim=TEXT_WIDTH,
+            pooled_projection_dim=TEXT_WIDTH,
+            axes_dims_rope=(4, 6, 6),
+        ).eval()
+        vae = _vae()
+    pipe = FluxPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+        vae=vae,
+        text_encoder=text_encoder,
+        tokenizer=tiny_tokenizer(),
+        text_encoder_2=text_encoder_2,
+        tokenizer_2=tiny_t5_tokenizer(),
+        transformer=transformer,
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def tiny_sd3_pipeline(seed: int = 0) -> StableDiffusion3Pipeline:
+    """Return a Stable Diffusion 3.5-like pipeline of about 0.2 M parameters that makes 16 px pictures.
+
+    Its first of two blocks attends to the picture a second time, as some of SD3.5-medium's do.
+    """
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(seed)
+        text_encoder = _text_encoder(CLIPTextModelWithProjection, 100.0)
+        text_encoder_2 = _text_encoder(CLIPTextModelWithProjection, 100.0)
+        # As in SD3, T5's states are wider than both CLIPs' together, which are padded with zeros.
+        text_encoder_3 = _t5_encoder(3 * TEXT_WIDTH)
+        transformer = SD3Transformer2DModel(
+            sample_size=8,
+            patch_size=2,
+            in_channels=4,
+            out_channels=4,
+            num_layers=2,
+            attention_head_dim=HEAD_WIDTH,
+            num_attention_heads=HEADS,
+            joint_attention_dim=3 * TEXT_WIDTH,
+            caption_projection_dim=HEADS * HEAD_WIDTH,
+            pooled_projection_dim=2 * TEXT_WIDTH,
+            pos_embed_max_size=16,
+            dual_attention_layers=(0,),
+            qk_norm="rms_norm",
+        ).eval()
+        vae = _vae()
+    pipe = StableDiffusion3Pipeline(
+        transformer=transformer,
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=vae,
+        text_encoder=text_encoder,
+        tokenizer=tiny_tokenizer(),
+        text_encoder_2=text_encoder_2,
+        tokenizer_2=tiny_tokenizer(),
+        text_encoder_3=text_encoder_3,
+        tokenizer_3=tiny_t5_tokenizer(),
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def tiny_t5_tokenizer() -> T5Tokenizer:
+    """Return a T5 tokenizer that knows single letters only, inside of words and before: no BOS, `</s>` last."""
+    special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
+    letters = [(before + letter, -1.0) for before in ("▁", "") for letter in string.ascii_lowercase]
+    return T5Tokenizer(vocab=special + letters, extra_ids=0)
+
+
 def tiny_tokenizer() -> CLIPTokenizer:
     """Return a CLIP tokenizer that knows single bytes only: BOS first, EOS as padding, `TOKENS` tokens."""
     alphabet = sorted(ByteLevel.alphabet())
@@ -147,6 +252,13 @@ def _text_encoder(kind: type[_Encoder], bos_outlier: float) -> _Encoder:
         # Residual blocks carry the embedding through to the output, and causality keeps every other token out of it.
         table[tokenizer.bos_token_id, 3] += bos_outlier
     return encoder
+
+
+def _t5_encoder(width: int) -> T5EncoderModel:
+    words = len(tiny_t5_tokenizer())
+    return T5EncoderModel(
+        T5Config(vocab_size=words, d_model=width, d_kv=8, d_ff=2 * width, num_layers=2, num_heads=2)
+    ).eval()
 
 
 def _unet(**architecture: object) -> UNet2DConditionModel:

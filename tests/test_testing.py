@@ -3,9 +3,24 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import DiffusionPipeline
-from torch import Tensor
+from torch import Tensor, nn
 
-from mixdq.testing import TOKENS, fingerprint, tiny_sd_pipeline, tiny_sdxl_pipeline, tiny_tokenizer
+from mixdq.pipeline.family import find_family
+from mixdq.testing import (
+    TOKENS,
+    fingerprint,
+    tiny_flux_pipeline,
+    tiny_sd3_pipeline,
+    tiny_sd_pipeline,
+    tiny_sdxl_pipeline,
+    tiny_tokenizer,
+)
+
+BUILDS = (tiny_sdxl_pipeline, tiny_sd_pipeline, tiny_flux_pipeline, tiny_sd3_pipeline)
+
+
+def denoiser(pipe: DiffusionPipeline) -> nn.Module:
+    return pipe.components.get("unet") or pipe.components["transformer"]
 
 
 def text_states(pipe: DiffusionPipeline, prompts: list[str]) -> Tensor:
@@ -13,14 +28,15 @@ def text_states(pipe: DiffusionPipeline, prompts: list[str]) -> Tensor:
     return states.detach()
 
 
-@pytest.mark.parametrize("build", [tiny_sdxl_pipeline, tiny_sd_pipeline])
+@pytest.mark.parametrize("build", BUILDS)
 def test_a_seed_names_the_weights_and_leaves_the_global_random_state_alone(build) -> None:
     before = torch.random.get_rng_state()
     first, same, other = build(3), build(3), build(4)
     assert torch.equal(before, torch.random.get_rng_state())
-    for name, weight in first.unet.state_dict().items():
-        assert torch.equal(weight, same.unet.state_dict()[name])
-    assert not torch.equal(first.unet.conv_in.weight, other.unet.conv_in.weight)
+    weights, others = denoiser(same).state_dict(), denoiser(other).state_dict()
+    for name, weight in denoiser(first).state_dict().items():
+        assert torch.equal(weight, weights[name])
+    assert any(not torch.equal(weight, others[name]) for name, weight in weights.items())
 
 
 @pytest.mark.parametrize("text_encoders", [1, 2])
@@ -42,19 +58,32 @@ def test_prompts_differ_after_bos() -> None:
     assert not torch.allclose(states[0, 1:], states[1, 1:], atol=0.1)
 
 
-@pytest.mark.parametrize("build", [tiny_sdxl_pipeline, tiny_sd_pipeline])
+@pytest.mark.parametrize("build", BUILDS)
 def test_pictures_are_neither_black_nor_white(build) -> None:
     pipe = build()
-    pictures = pipe(["a cat", "a dog"], num_inference_steps=1, guidance_scale=0.0, output_type="pt").images
+    pictures = pipe(
+        ["a cat", "a dog"], num_inference_steps=1, guidance_scale=0.0, height=16, width=16, output_type="pt"
+    ).images
     assert pictures.shape == (2, 3, 16, 16)
     assert ((pictures > 0.02) & (pictures < 0.98)).float().mean() > 0.3
 
 
-def test_a_tiny_pipeline_survives_its_folder(tmp_path: Path) -> None:
-    pipe = tiny_sdxl_pipeline()
+@pytest.mark.parametrize("build", BUILDS)
+def test_a_tiny_pipeline_survives_its_folder(build, tmp_path: Path) -> None:
+    pipe = build()
     pipe.save_pretrained(tmp_path)
     again = DiffusionPipeline.from_pretrained(tmp_path, use_safetensors=True)
-    assert torch.equal(text_states(pipe, ["a red boat"]), text_states(again, ["a red boat"]))
+    encode = find_family(pipe).encode
+    before, after = (encode(one, ["a red boat"], 0.0) for one in (pipe, again))
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_t5_has_no_first_token_that_prompts_share() -> None:
+    pipe = tiny_flux_pipeline()
+    assert pipe.tokenizer_2("hi").input_ids[-1] == pipe.tokenizer_2.eos_token_id
+    states = find_family(pipe).encode(pipe, ["a cat", "two dogs"], 0.0)["prompt_embeds"]
+    assert not torch.allclose(states[0, 0], states[1, 0], atol=0.1)
 
 
 def test_the_tokenizer_puts_bos_first_and_pads_with_eos() -> None:

@@ -7,7 +7,9 @@ from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
 from mixdq.errors import UnsupportedModelError
+from mixdq.pipeline.families.flux import FluxFamily
 from mixdq.pipeline.families.sd import SDFamily
+from mixdq.pipeline.families.sd3 import SD3Family
 from mixdq.pipeline.families.sdxl import SDXLFamily
 from mixdq.types.layers import Group
 
@@ -45,7 +47,7 @@ class ModelFamily(Protocol):
         """Return the text embeddings of `prompts`, by the names under which the pipeline's call takes them."""
 
 
-FAMILIES: tuple[ModelFamily, ...] = (SDXLFamily(), SDFamily())
+FAMILIES: tuple[ModelFamily, ...] = (SDXLFamily(), SDFamily(), FluxFamily(), SD3Family())
 
 
 def find_family(pipe: DiffusionPipeline) -> ModelFamily:

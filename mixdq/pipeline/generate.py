@@ -78,7 +78,11 @@ def sample(
     """Return pictures (or latents) first .. first + count - 1, float32 on the CPU, from one call of the pipeline.
 
     `inputs` are prompts or text embeddings, by the names of the pipeline's call.
+
+    Raises:
+        ConfigError: the model cannot make pictures of that size.
     """
+    _check_size(pipe, spec)
     with _quiet(pipe):
         output: Tensor = pipe(
             **inputs,
@@ -101,6 +105,15 @@ def check_pictures(pictures: Tensor, prompts: Sequence[str]) -> None:
         raise NonFiniteError(
             f"picture {index} ({prompts[index]!r}) holds NaN or infinity; try a wider dtype", where=f"picture {index}"
         )
+
+
+def _check_size(pipe: DiffusionPipeline, spec: GenerationSpec) -> None:
+    """Raise ConfigError where a side is no whole number of patches: some pipelines would round it."""
+    # What pictures are rounded to, and how many latents a side go into a transformer's patch where that leaves it out.
+    patch = pipe.image_processor.config.vae_scale_factor * getattr(pipe, "patch_size", 1)
+    for key, size in (("height", spec.height), ("width", spec.width)):
+        if size is not None and size % patch:
+            raise ConfigError(f"{key} = {size}: this model makes pictures in multiples of {patch} pixels")
 
 
 def _batches(

@@ -30,14 +30,30 @@ def list_layers(pipe: DiffusionPipeline, family: ModelFamily, spec: GenerationSp
             or joins its skips in another way than its family says.
     """
     denoiser = family.denoiser(pipe)
+    _check_present(denoiser)
+
+    def one_picture() -> None:
+        # One step without guidance is one denoiser call on one picture, whatever the settings of a run.
+        sample(pipe, replace(spec, steps=1, guidance_scale=0.0), 0, 1, "latent", prompt=[""])
+
+    layers = layer_specs(denoiser, family, one_picture)
+    log.info("%s: family %s, %d layers", model, family.name, len(layers))
+    return LayerTable(model=model, family=family.name, digest=weights_digest(denoiser), layers=layers)
+
+
+def layer_specs(denoiser: nn.Module, family: ModelFamily, call: Callable[[], object]) -> tuple[LayerSpec, ...]:
+    """Return what `call`, which runs the denoiser once on one picture, shows of every layer; on any device, meta too.
+
+    Raises:
+        UnsupportedModelError: unmerged LoRA layers, integer weights, or skips joined in another way than `family` says.
+    """
     modules = dict(quantizable_layers(denoiser))
-    _check_present(modules)
-    traced = _walk(pipe, modules, spec)
+    traced = _walk(modules, call)
     splits = _checked_splits(family.input_splits(denoiser), traced)
     idle = [name for name in modules if name not in traced]
     if idle:
         log.warning("%d layers do not run and are left alone: %s", len(idle), ", ".join(idle))
-    layers = tuple(
+    return tuple(
         LayerSpec(
             name=name,
             op="linear" if isinstance(modules[name], nn.Linear) else "conv2d",
@@ -51,8 +67,6 @@ def list_layers(pipe: DiffusionPipeline, family: ModelFamily, spec: GenerationSp
         for name in modules
         if name in traced
     )
-    log.info("%s: family %s, %d layers", model, family.name, len(layers))
-    return LayerTable(model=model, family=family.name, digest=weights_digest(denoiser), layers=layers)
 
 
 def quantizable_layers(denoiser: nn.Module) -> Iterator[tuple[str, nn.Linear | nn.Conv2d]]:
@@ -77,8 +91,8 @@ def quantizable_layers(denoiser: nn.Module) -> Iterator[tuple[str, nn.Linear | n
         yield name, module
 
 
-def _check_present(modules: Mapping[str, nn.Linear | nn.Conv2d]) -> None:
-    for name, module in modules.items():
+def _check_present(denoiser: nn.Module) -> None:
+    for name, module in quantizable_layers(denoiser):
         if module.weight.is_meta:
             raise UnsupportedModelError(
                 f"{name}: its weight is not there, for the model is offloaded layer by layer. "
@@ -124,9 +138,7 @@ class _Traced:
     joined: tuple[int, ...]
 
 
-def _walk(
-    pipe: DiffusionPipeline, modules: Mapping[str, nn.Linear | nn.Conv2d], spec: GenerationSpec
-) -> dict[str, _Traced]:
+def _walk(modules: Mapping[str, nn.Linear | nn.Conv2d], call: Callable[[], object]) -> dict[str, _Traced]:
     joins = _Joins()
     traced: dict[str, _Traced] = {}
 
@@ -136,22 +148,22 @@ def _walk(
         # Every output element sums over one output channel's weights.
         macs = y.numel() * weight[0].numel()
         before = traced.get(name, _Traced(input_numel=0, macs=0, joined=()))
+        axis = 1 if isinstance(module, nn.Conv2d) else x.dim() - 1
         traced[name] = _Traced(
-            input_numel=before.input_numel + x.numel(), macs=before.macs + macs, joined=joins.channels(x)
+            input_numel=before.input_numel + x.numel(), macs=before.macs + macs, joined=joins.channels(x, axis)
         )
 
-    # One step without guidance is one denoiser call on one picture, whatever the settings of a run.
     with watched(modules, note), joins:
-        sample(pipe, replace(spec, steps=1, guidance_scale=0.0), 0, 1, "latent", prompt=[""])
+        call()
     return traced
 
 
 class _Joins(TorchFunctionMode):
-    """Remembers which tensors are concatenations along channels, and of how many channels each."""
+    """Remembers which tensors are concatenations, along which axis, and of how many channels each."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._made: dict[int, tuple[Tensor, tuple[int, ...]]] = {}
+        self._made: dict[int, tuple[Tensor, int, tuple[int, ...]]] = {}
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -159,15 +171,18 @@ class _Joins(TorchFunctionMode):
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
         if func is Tensor.contiguous and id(args[0]) in self._made:
-            self._made[id(result)] = (result, self.channels(args[0]))
-        if func is torch.cat and (args[1] if len(args) > 1 else kwargs.get("dim", 0)) == 1:
+            self._made[id(result)] = (result, *self._made[id(args[0])][1:])
+        if func is torch.cat:
+            parts = args[0] if args else kwargs["tensors"]
+            axis = (args[1] if len(args) > 1 else kwargs.get("dim", 0)) % result.dim()
             # The tensor is kept, so that no other can take its id.
-            self._made[id(result)] = (result, tuple(part.shape[1] for part in (args[0] if args else kwargs["tensors"])))
+            self._made[id(result)] = (result, axis, tuple(part.shape[axis] for part in parts))
         return result
 
-    def channels(self, x: Tensor) -> tuple[int, ...]:
-        """Return the channels of each part of `x`; empty if it is no concatenation."""
-        return self._made[id(x)][1] if id(x) in self._made else ()
+    def channels(self, x: Tensor, axis: int) -> tuple[int, ...]:
+        """Return the channels of each part of `x` along `axis`; empty if it is no concatenation along it."""
+        _, joined, parts = self._made.get(id(x), (x, axis, ()))
+        return parts if joined == axis else ()
 
 
 def _checked_splits(splits: dict[str, tuple[int, ...]], traced: Mapping[str, _Traced]) -> dict[str, tuple[int, ...]]:

@@ -2,10 +2,13 @@
 
 Follows arXiv 2405.17873, section 3.2. The published constant is generalised: where a caller scales the first token's
 state e (zeros for an empty negative prompt, say), the layer's output scales with it, so the stored row is multiplied by
-alpha = <x0, e> / <e, e>; a state that is no multiple of e is refused. Not here: computing the rows of a model
-(`mixdq.calibration.bos`).
+alpha = <x0, e> / <e, e>. Of a state that is no multiple of e (another clip skip, an adapted text encoder) the rest
+x0 - alpha e goes through the layer's own weight, with a warning; who has no weight at hand refuses it. Prompts longer
+than CLIP's 77 tokens are several texts one after another, whose first tokens are treated alike. Not here: computing
+the rows of a model (`mixdq.calibration.bos`).
 """
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -19,6 +22,13 @@ MISFIT_LIMIT = 0.05
 
 Not Euclidean lengths: there the outlier, which is the same in every layer of a text encoder, would hide all the rest.
 """
+
+
+CLIP_TOKENS = 77
+"""Tokens of one text, which every CLIP text encoder of a published model takes at most."""
+
+Product = Callable[[Tensor], Tensor]
+"""What a layer makes of float32 states [batch, in] without its bias: [batch, out]."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,26 +71,47 @@ def bos_coefficients(x0: Tensor, bos_input: Tensor, *, name: str = "the text emb
     alpha, misfit = bos_projection(x0, bos_input)
     if bool((misfit <= MISFIT_LIMIT).all()):
         return alpha
-    if not bool(torch.isfinite(x0).all()):
-        raise NonFiniteError(f"{name}: the first text token's state holds NaN or infinity", where=name)
+    _check_finite(x0, name)
     raise BosNotConstantError(
         f"{name}: the first text token's state is not the one calibrated (off by {float(misfit.max()):.0%}, at most "
         f"{MISFIT_LIMIT:.0%} is allowed). Use the text encoder and clip skip of the calibration, or calibrate again."
     )
 
 
-def bos_rows(x0: Tensor, bos: BosRow, bias: Tensor | None = None, *, name: str = "the text embedding") -> Tensor:
+def bos_rows(
+    x0: Tensor,
+    bos: BosRow,
+    bias: Tensor | None = None,
+    *,
+    product: Product | None = None,
+    name: str = "the text embedding",
+) -> Tensor:
     """Return the layer's outputs [batch, out] for first-token states `x0` [batch, in], in the dtype of `x0`.
 
-    alpha * output; where the layer has a bias, which does not scale, bias + alpha * (output - bias).
-    Raises as `bos_coefficients` does.
+    alpha * output; where the layer has a bias, which does not scale, bias + alpha * (output - bias). With `product`,
+    states that are no multiple of the stored one are right too, up to what the weight's bits cost the rest of them; a
+    warning says so. Without it raises as `bos_coefficients` does; NonFiniteError with it too.
     """
-    alpha = bos_coefficients(x0, bos.input, name=name).unsqueeze(-1)
+    alpha, misfit = bos_projection(x0, bos.input)
+    fits = bool((misfit <= MISFIT_LIMIT).all())
+    if not fits and product is None:
+        bos_coefficients(x0, bos.input, name=name)
+    alpha = alpha.unsqueeze(-1)
     output = bos.output.to(device=x0.device, dtype=torch.float32)
     if bias is None:
-        return (alpha * output).to(x0.dtype)
-    offset = bias.detach().to(torch.float32)
-    return torch.lerp(offset.expand(*alpha.shape[:-1], -1), output, alpha).to(x0.dtype)
+        rows = alpha * output
+    else:
+        rows = torch.lerp(bias.detach().to(torch.float32).expand(*alpha.shape[:-1], -1), output, alpha)
+    if not fits and product is not None:
+        _check_finite(x0, name)
+        # The text is the same for every layer, so that Python shows it once.
+        warnings.warn(
+            "The first text token's state is not the one calibrated (another clip skip, an adapted text encoder): its "
+            "rows are computed from the quantized weights. Calibrate with this text encoder to have them exactly.",
+            stacklevel=2,
+        )
+        rows = rows + product(x0.to(torch.float32) - alpha * bos.input.to(x0.device))
+    return rows.to(x0.dtype)
 
 
 class BosRows:
@@ -89,36 +120,59 @@ class BosRows:
     It is given again only for states of equal shape, dtype and numbers. `bos` and `bias` must not change in place.
     """
 
-    def __init__(self, bos: BosRow, bias: Tensor | None, *, name: str) -> None:
-        self._bos, self._bias, self._name = bos, bias, name
+    def __init__(self, bos: BosRow, bias: Tensor | None, *, product: Product | None = None, name: str) -> None:
+        self._bos, self._bias, self._product, self._name = bos, bias, product, name
+        self._peak = int(bos.input.abs().argmax())
         self._last: tuple[Tensor, Tensor] | None = None
 
     def __call__(self, x0: Tensor) -> Tensor:
-        """Return the layer's outputs [batch, out], not to be written to; raises as `bos_coefficients` does."""
+        """Return the layer's outputs [batch, out], not to be written to; raises as `bos_rows` does."""
         last = self._last
         if last is not None and last[0].dtype == x0.dtype and torch.equal(last[0], x0):
             return last[1]
-        rows = bos_rows(x0, self._bos, self._bias, name=self._name)
+        rows = bos_rows(x0, self._bos, self._bias, product=self._product, name=self._name)
         self._last = x0.clone(), rows
         return rows
+
+    def renew(self, x: Tensor, y: Tensor) -> Tensor:
+        """Return outputs `y` [..., tokens, out] of `x` [..., tokens, in] with a row wherever a token is the first one.
+
+        Such are multiples of the stored state, by a half of it or more: first tokens of later texts.
+        """
+        e = self._bos.input.to(x.device)
+        found = (x[..., self._peak].abs() > 0.5 * e[self._peak].abs()).nonzero(as_tuple=True)
+        states = x[found]
+        alpha, misfit = bos_projection(states, e)
+        fits = (misfit <= MISFIT_LIMIT) & (alpha >= 0.5)
+        if not bool(fits.any()):
+            return y
+        return y.index_put([axis[fits] for axis in found], bos_rows(states[fits], self._bos, self._bias).to(y.dtype))
 
 
 def with_bos_row(
     x: Tensor, bos: BosRow, bias: Tensor | None, others: Callable[[Tensor], Tensor], *, name: str
 ) -> Tensor:
-    """Return `with_first_row` of `bos_rows`."""
-    return with_first_row(x, lambda x0: bos_rows(x0, bos, bias, name=name), others)
+    """Return `with_first_row` of the rows of `bos`."""
+    return with_first_row(x, BosRows(bos, bias, name=name), others)
 
 
-def with_first_row(x: Tensor, rows: Callable[[Tensor], Tensor], others: Callable[[Tensor], Tensor]) -> Tensor:
+def with_first_row(x: Tensor, rows: BosRows, others: Callable[[Tensor], Tensor]) -> Tensor:
     """Return a layer's output [..., tokens, out]: token 0 from `rows(x[..., 0, :])`, the rest `others(x[..., 1:, :])`.
 
     `x` is [batch, tokens, in], or [tokens, in] for one text, or [in] for its first token alone; with one token
-    `others` is not called. Raises as `rows` does.
+    `others` is not called. Beyond `CLIP_TOKENS`, first tokens of later texts have rows too. Raises as `rows` does.
     """
     if x.dim() == 1:
         return rows(x).clone()
     first = rows(x[..., 0, :]).unsqueeze(-2)
     if x.shape[-2] == 1:
         return first.clone()
-    return torch.cat([first, others(x[..., 1:, :])], dim=-2)
+    rest = others(x[..., 1:, :])
+    if x.shape[-2] > CLIP_TOKENS:
+        rest = rows.renew(x[..., 1:, :], rest)
+    return torch.cat([first, rest], dim=-2)
+
+
+def _check_finite(x0: Tensor, name: str) -> None:
+    if not bool(torch.isfinite(x0).all()):
+        raise NonFiniteError(f"{name}: the first text token's state holds NaN or infinity", where=name)

@@ -41,7 +41,7 @@ class BesideBosRow:
     rows: BosRows
 
     def __call__(self, x: Tensor, /) -> Tensor:
-        """Return outputs [..., tokens, out] of `x` [..., tokens, in]; raises as `mixdq.quant.bos.bos_coefficients`."""
+        """Return outputs [..., tokens, out] of `x` [..., tokens, in]; raises as `mixdq.quant.bos.bos_rows`."""
         return with_first_row(x, self.rows, self.kernel)
 
 

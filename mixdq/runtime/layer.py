@@ -220,7 +220,12 @@ class QuantizedLayer(nn.Module):
         """Return the kernels of the parts as the layer's own."""
         kernel = parts[0] if len(parts) == 1 else JoinedInput(parts, self.layout.splits, self.channel_axis, dtype)
         bos = self.bos_row()
-        return kernel if bos is None else BesideBosRow(kernel, BosRows(bos, self.bias, name=self.layout.name))
+        if bos is None:
+            return kernel
+        return BesideBosRow(kernel, BosRows(bos, self.bias, product=self._float_product, name=self.layout.name))
+
+    def _float_product(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, self.float_weight().to(x.device))
 
     def _codes(self) -> Tensor:
         """Return the weight's codes in the portable layout, wherever they are now."""

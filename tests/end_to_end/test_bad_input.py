@@ -31,7 +31,7 @@ def test_folder_that_is_no_model(tmp_path, mixdq) -> None:
     assert "model_index.json" in said
 
 
-@pytest.mark.parametrize("name", ["NoSuchPipeline", "FluxPipeline"])
+@pytest.mark.parametrize("name", ["NoSuchPipeline", "SanaPipeline"])
 def test_pipeline_class_that_no_family_knows(tmp_path, models, mixdq, name) -> None:
     model = Path(shutil.copytree(models["sdxl"], tmp_path / "model"))
     index = json.loads((model / "model_index.json").read_text(encoding="utf-8"))

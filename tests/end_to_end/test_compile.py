@@ -11,7 +11,6 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 import mixdq
 from mixdq.conversion.convert import convert
-from mixdq.errors import BosNotConstantError
 from mixdq.metrics.sqnr import sqnr
 from mixdq.runtime.kernels import native
 from mixdq.runtime.layer import QuantizedLayer
@@ -109,12 +108,13 @@ def test_inductor_changes_no_more_than_a_code_here_and_there(denoiser: Any, argu
     assert sqnr(copy.deepcopy(denoiser)(**inputs).sample, model(**inputs).sample) > 30.0
 
 
-def test_a_foreign_first_token_is_refused_by_compiled_code(denoiser: Any, arguments: Arguments) -> None:
+def test_a_foreign_first_token_is_told_by_compiled_code(denoiser: Any, arguments: Arguments) -> None:
     compiled, inputs = copy.deepcopy(denoiser), arguments(1, 8, 8)
     compiled.compile_repeated_blocks(backend="aot_eager", fullgraph=True)
-    with pytest.raises(BosNotConstantError, match=r"attn2\.to_k: the first text token's state is not the one"):
-        compiled(**{**inputs, "encoder_hidden_states": torch.ones_like(inputs["encoder_hidden_states"])})
-    assert bool(torch.isfinite(compiled(**inputs).sample).all())
+    foreign = {**inputs, "encoder_hidden_states": torch.ones_like(inputs["encoder_hidden_states"])}
+    with pytest.warns(UserWarning, match="first text token's state is not the one"):
+        found = compiled(**foreign).sample
+    assert sqnr(copy.deepcopy(denoiser)(**foreign).sample, found) > 40.0
 
 
 def assert_same(found: list[Tensor], denoiser: nn.Module, arguments: Arguments) -> None:

@@ -4,20 +4,26 @@ from torch import nn
 
 from mixdq.errors import UnsupportedModelError
 from mixdq.pipeline.family import FAMILIES, find_family
-from mixdq.testing import tiny_sd_pipeline, tiny_sdxl_pipeline
+from mixdq.testing import tiny_flux_pipeline, tiny_sd3_pipeline, tiny_sd_pipeline, tiny_sdxl_pipeline
 
 
 def test_each_family_knows_its_own_pipeline_alone() -> None:
-    for pipe, name in ((tiny_sdxl_pipeline(), "sdxl"), (tiny_sd_pipeline(), "sd")):
+    for build, name in (
+        (tiny_sdxl_pipeline, "sdxl"),
+        (tiny_sd_pipeline, "sd"),
+        (tiny_flux_pipeline, "flux"),
+        (tiny_sd3_pipeline, "sd3"),
+    ):
+        pipe = build()
         assert [family.name for family in FAMILIES if family.matches(pipe)] == [name]
         assert find_family(pipe).name == name
 
 
-class FluxTransformer2DModel(nn.Module):
+class SanaTransformer2DModel(nn.Module):
     """Stands for a transformer denoiser."""
 
 
-class FluxPipeline(DiffusionPipeline):
+class SanaPipeline(DiffusionPipeline):
     def __init__(self, transformer: nn.Module) -> None:
         super().__init__()
         self.transformer = transformer
@@ -29,8 +35,8 @@ class FluxPipeline(DiffusionPipeline):
 
 def test_an_unknown_denoiser_is_named_with_the_families_there_are() -> None:
     with pytest.raises(UnsupportedModelError) as caught:
-        find_family(FluxPipeline(FluxTransformer2DModel()))
-    for word in ("FluxPipeline", "FluxTransformer2DModel", *(family.name for family in FAMILIES)):
+        find_family(SanaPipeline(SanaTransformer2DModel()))
+    for word in ("SanaPipeline", "SanaTransformer2DModel", *(family.name for family in FAMILIES)):
         assert word in str(caught.value)
 
 

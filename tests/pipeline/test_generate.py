@@ -3,17 +3,17 @@ import torch
 
 from mixdq.errors import ConfigError, NonFiniteError
 from mixdq.pipeline.generate import GenerationSpec, denoise, generate
-from mixdq.testing import fingerprint, tiny_sd_pipeline, tiny_sdxl_pipeline
+from mixdq.testing import fingerprint, tiny_flux_pipeline, tiny_sd3_pipeline, tiny_sd_pipeline, tiny_sdxl_pipeline
 
 PROMPTS = ["a cat", "a dog at sea", "a red boat"]
 
 
 @pytest.mark.parametrize("steps", [1, 4])
 @pytest.mark.parametrize("guidance_scale", [0.0, 2.0])
-@pytest.mark.parametrize("build", [tiny_sdxl_pipeline, tiny_sd_pipeline])
+@pytest.mark.parametrize("build", [tiny_sdxl_pipeline, tiny_sd_pipeline, tiny_flux_pipeline, tiny_sd3_pipeline])
 def test_pictures_do_not_depend_on_the_batch(build, guidance_scale: float, steps: int) -> None:
     pipe = build()
-    spec = GenerationSpec(steps=steps, guidance_scale=guidance_scale)
+    spec = GenerationSpec(steps=steps, guidance_scale=guidance_scale, height=16, width=16)
     together = generate(pipe, PROMPTS, spec)
     assert together.shape == (3, 3, 16, 16)
     assert together.dtype == torch.float32
@@ -87,6 +87,16 @@ def test_a_picture_of_nan_is_named() -> None:
 def test_settings_out_of_range_are_named(settings: dict[str, float], key: str) -> None:
     with pytest.raises(ConfigError, match=key):
         GenerationSpec(**settings)
+
+
+@pytest.mark.parametrize("build", [tiny_flux_pipeline, tiny_sd3_pipeline])
+def test_a_size_that_is_no_whole_number_of_patches_is_named(build) -> None:
+    pipe = build()
+    # A tiny VAE halves the size, a transformer joins patches of 2: real ones come to 16.
+    assert generate(pipe, ["a cat"], GenerationSpec(height=24, width=16)).shape == (1, 3, 24, 16)
+    pipe.image_processor.register_to_config(vae_scale_factor=8 * pipe.image_processor.config.vae_scale_factor // 2)
+    with pytest.raises(ConfigError, match=r"width = 24: .*multiples of 16 pixels"):
+        generate(pipe, ["a cat"], GenerationSpec(height=16, width=24))
 
 
 def test_no_prompts_are_our_mistake() -> None:

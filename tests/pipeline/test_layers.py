@@ -1,4 +1,5 @@
 from dataclasses import dataclass
+from functools import partial
 
 import accelerate
 import pytest
@@ -7,40 +8,50 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mixdq.errors import UnsupportedModelError
+from mixdq.pipeline.families.flux import FluxFamily
 from mixdq.pipeline.families.sdxl import SDXLFamily
 from mixdq.pipeline.family import find_family
 from mixdq.pipeline.generate import GenerationSpec
-from mixdq.pipeline.layers import list_layers, quantizable_layers, watched, weights_digest
-from mixdq.testing import fingerprint, tiny_sd_pipeline, tiny_sdxl_pipeline
+from mixdq.pipeline.layers import layer_specs, list_layers, quantizable_layers, watched, weights_digest
+from mixdq.pipeline.trace import record_calls, replay
+from mixdq.testing import fingerprint, tiny_flux_pipeline, tiny_sd3_pipeline, tiny_sd_pipeline, tiny_sdxl_pipeline
 
-SPEC = GenerationSpec()
+SPEC = GenerationSpec(height=16, width=16)
 
 
 @pytest.mark.parametrize(
-    "pipe",
-    [tiny_sdxl_pipeline(), tiny_sdxl_pipeline(text_encoders=1, layers_per_block=2), tiny_sd_pipeline()],
-    ids=["sdxl", "sdxl-one-encoder", "sd"],
+    "build",
+    [
+        tiny_sdxl_pipeline,
+        partial(tiny_sdxl_pipeline, text_encoders=1, layers_per_block=2),
+        tiny_sd_pipeline,
+        tiny_flux_pipeline,
+        tiny_sd3_pipeline,
+    ],
+    ids=["sdxl", "sdxl-one-encoder", "sd", "flux", "sd3"],
 )
-def test_every_linear_and_convolution_is_listed_once_in_module_order(pipe) -> None:
-    before = fingerprint(pipe.unet)
-    table = list_layers(pipe, find_family(pipe), SPEC, model="tiny")
-    expected = [name for name, module in pipe.unet.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+def test_every_linear_and_convolution_is_listed_once_in_module_order(build) -> None:
+    pipe = build()
+    family = find_family(pipe)
+    denoiser = family.denoiser(pipe)
+    before = fingerprint(denoiser)
+    table = list_layers(pipe, family, SPEC, model="tiny")
+    expected = [name for name, module in denoiser.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
     assert [layer.name for layer in table] == expected
     for layer in table:
-        assert layer.weight_shape == tuple(pipe.unet.get_submodule(layer.name).weight.shape)
-    assert fingerprint(pipe.unet) == before
+        assert layer.weight_shape == tuple(denoiser.get_submodule(layer.name).weight.shape)
+    assert {layer.name: layer.input_splits for layer in table if layer.input_splits} == family.input_splits(denoiser)
+    assert fingerprint(denoiser) == before
 
 
-def test_macs_are_half_of_the_operations_that_torch_counts() -> None:
-    pipe = tiny_sdxl_pipeline()
-    table = list_layers(pipe, find_family(pipe), SPEC, model="tiny")
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        pipe.unet(
-            torch.zeros(1, 4, 8, 8),
-            1,
-            encoder_hidden_states=torch.zeros(1, 16, 64),
-            added_cond_kwargs={"text_embeds": torch.zeros(1, 32), "time_ids": torch.zeros(1, 6)},
-        )
+@pytest.mark.parametrize("build", [tiny_sdxl_pipeline, tiny_sd_pipeline, tiny_flux_pipeline, tiny_sd3_pipeline])
+def test_macs_are_half_of_the_operations_that_torch_counts(build) -> None:
+    pipe = build()
+    family = find_family(pipe)
+    table = list_layers(pipe, family, SPEC, model="tiny")
+    (call,) = record_calls(pipe, family, ["a cat"], SPEC).calls
+    with FlopCounterMode(display=False) as counter:
+        replay(family.denoiser(pipe), call)
     aten = torch.ops.aten
     counts = counter.get_flop_counts()["Global"]
     # Linear layers are mm and addmm; attention itself counts apart.
@@ -89,6 +100,33 @@ class WrongSplits(SDXLFamily):
             name: (sum(parts) // 2, sum(parts) - sum(parts) // 2)
             for name, parts in super().input_splits(denoiser).items()
         }
+
+
+class Joining(nn.Module):
+    """A layer that reads a tensor [1, 2, 2] joined with itself along `axis`."""
+
+    def __init__(self, axis: int) -> None:
+        super().__init__()
+        self.axis = axis
+        self.proj_out = nn.Linear(4 if axis == -1 else 2, 2)
+
+    def forward(self) -> Tensor:
+        x = torch.zeros(1, 2, 2)
+        return self.proj_out(torch.cat([x, x], dim=self.axis))
+
+
+class Halves(FluxFamily):
+    """Believes that the last layer's input has two parts of 2 channels."""
+
+    def input_splits(self, denoiser: nn.Module) -> dict[str, tuple[int, ...]]:
+        return {"proj_out": (2, 2)}
+
+
+def test_joined_tokens_are_no_parts_of_a_linears_input_and_joined_channels_are() -> None:
+    channels, tokens = Joining(-1), Joining(1)
+    assert layer_specs(channels, Halves(), channels)[0].input_splits == (2, 2)
+    with pytest.raises(UnsupportedModelError, match=r"proj_out.*\(2, 2\).*joins nothing"):
+        layer_specs(tokens, Halves(), tokens)
 
 
 def test_splits_that_the_model_does_not_show_are_refused() -> None:

@@ -7,25 +7,27 @@ from torch import Tensor
 from mixdq.pipeline.family import find_family
 from mixdq.pipeline.generate import GenerationSpec, generate
 from mixdq.pipeline.trace import record_calls, regenerate, replay
-from mixdq.testing import fingerprint, tiny_sd_pipeline, tiny_sdxl_pipeline
+from mixdq.testing import fingerprint, tiny_flux_pipeline, tiny_sd3_pipeline, tiny_sd_pipeline, tiny_sdxl_pipeline
 
 PROMPTS = ["a cat", "a dog at sea", "a red boat"]
 
 
 @pytest.mark.parametrize("steps", [1, 3])
 @pytest.mark.parametrize("guidance_scale", [0.0, 2.0])
-@pytest.mark.parametrize("build", [tiny_sdxl_pipeline, tiny_sd_pipeline])
+@pytest.mark.parametrize("build", [tiny_sdxl_pipeline, tiny_sd_pipeline, tiny_flux_pipeline, tiny_sd3_pipeline])
 def test_an_unchanged_model_repeats_its_trace_bit_for_bit(build, guidance_scale: float, steps: int) -> None:
     pipe = build()
-    before = fingerprint(pipe.unet)
-    spec = GenerationSpec(steps=steps, guidance_scale=guidance_scale, seed=5)
-    trace = record_calls(pipe, find_family(pipe), PROMPTS, spec, batch_size=2)
+    family = find_family(pipe)
+    denoiser = family.denoiser(pipe)
+    before = fingerprint(denoiser)
+    spec = GenerationSpec(steps=steps, guidance_scale=guidance_scale, seed=5, height=16, width=16)
+    trace = record_calls(pipe, family, PROMPTS, spec, batch_size=2)
     assert torch.equal(trace.pictures, generate(pipe, PROMPTS, spec, batch_size=2))
     assert torch.equal(trace.pictures, regenerate(pipe, trace))
     assert len(trace.calls) == 2 * steps
     for call in trace.calls:
-        assert torch.equal(replay(pipe.unet, call), call.output)
-    assert fingerprint(pipe.unet) == before
+        assert torch.equal(replay(denoiser, call), call.output)
+    assert fingerprint(denoiser) == before
 
 
 def test_a_changed_denoiser_shows_in_outputs_and_pictures() -> None:

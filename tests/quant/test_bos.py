@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from mixdq.errors import BosNotConstantError, NonFiniteError
 from mixdq.quant.bos import (
+    CLIP_TOKENS,
     MISFIT_LIMIT,
     BosRow,
     BosRows,
@@ -207,3 +208,42 @@ def test_who_writes_to_an_output_changes_no_later_one() -> None:
         expected = first.clone()
         first.zero_()
         assert torch.equal(with_first_row(x, kept, lambda tokens: tokens[..., :4]), expected)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_foreign_state_is_right_up_to_its_rest_through_the_weight_and_is_told(bias: bool) -> None:
+    layer = nn.Linear(32, 16, bias=bias).requires_grad_(False)
+    e = random_vector(32)
+    foreign = torch.stack([e, 0.5 * e + torch.randn(32), torch.randn(32), torch.zeros(32)])
+    bos, coarse = BosRow(input=e, output=layer(e)), layer.weight + 0.01
+    with pytest.warns(UserWarning, match="another clip skip"):
+        rows = bos_rows(foreign, bos, layer.bias, product=lambda x: x @ coarse.T)
+    alpha, _ = bos_projection(foreign, e)
+    # What is wrong with the weight is wrong with the rest alone; the outlier keeps its own output.
+    rest = (foreign - alpha.unsqueeze(-1) * e).sum(-1, keepdim=True)
+    torch.testing.assert_close(rows, layer(foreign) + 0.01 * rest, rtol=0, atol=32 * 2**-23 * 800)
+    foreign[1, 3] = torch.nan
+    with pytest.raises(NonFiniteError, match=r"mid\.to_k"):
+        bos_rows(foreign, bos, layer.bias, product=lambda x: x @ coarse.T, name="mid.to_k")
+
+
+def test_later_texts_of_a_long_prompt_have_rows_of_their_own() -> None:
+    e = random_vector(6)
+    bos = BosRow(input=e, output=torch.full((4,), 7.0))
+    x = torch.randn(2, 3 * CLIP_TOKENS, 6, generator=torch.Generator().manual_seed(1))
+    firsts = [0, CLIP_TOKENS, 2 * CLIP_TOKENS]
+    x[:, firsts] = torch.stack([e, 1.25 * e, e])
+    x[1, CLIP_TOKENS] = 0.0
+    out = with_bos_row(x, bos, None, lambda tokens: tokens[..., :4], name="k")
+    wanted = x[..., :4].clone()
+    wanted[:, firsts] = torch.tensor([7.0, 8.75, 7.0]).unsqueeze(-1)
+    wanted[1, CLIP_TOKENS] = 0.0
+    assert torch.equal(out, wanted)
+
+
+def test_an_outlier_that_is_no_first_token_is_quantized_like_others() -> None:
+    e = random_vector(6)
+    x = torch.randn(1, CLIP_TOKENS + 1, 6, generator=torch.Generator().manual_seed(1))
+    x[0, 0], x[0, 5] = e, 900.0
+    out = with_bos_row(x, BosRow(input=e, output=torch.ones(4)), None, lambda tokens: tokens[..., :4], name="k")
+    assert torch.equal(out[:, 1:], x[:, 1:, :4])
