@@ -13,9 +13,12 @@
 The tensors themselves are described in `mixdq.runtime.layout`. Files come from anywhere: everything is checked here.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
 
 from mixdq.errors import ArtifactFormatError
 from mixdq.runtime.layout import LayerLayout
@@ -37,6 +40,10 @@ _KEYS = {
     "calibration",
 }
 _OPTIONAL = {"activations"}
+_SHOWN = 300
+"""Characters of a complaint: a hostile name may have millions."""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,14 +107,14 @@ def from_json(config: Mapping[str, Any]) -> tuple[SavedModel, str]:
     if version != FORMAT_VERSION:
         advice = "update mixdq" if version > FORMAT_VERSION else "the file is damaged"
         raise ArtifactFormatError(
-            f"quantization_config: format_version = {version}, this mixdq reads {FORMAT_VERSION}; {advice}."
+            f"quantization_config: format_version = {version!s:.20}, this mixdq reads {FORMAT_VERSION}; {advice}."
         )
     odd = sorted(map(str, (config.keys() - _OPTIONAL) ^ _KEYS))
     if odd:
-        raise ArtifactFormatError(f"quantization_config: missing or unknown keys {odd[:8]}")
+        raise ArtifactFormatError(f"quantization_config: missing or unknown keys {odd[:8]!s:.{_SHOWN}}")
     if config["quant_method"] != METHOD:
         raise ArtifactFormatError(
-            f"quantization_config: quant_method = {config['quant_method']!r}, expected {METHOD!r}"
+            f"quantization_config: quant_method = {config['quant_method']!r:.80}, expected {METHOD!r}"
         )
     try:
         plan = _plan(_take(config, "plan", dict))
@@ -119,11 +126,11 @@ def from_json(config: Mapping[str, Any]) -> tuple[SavedModel, str]:
                 _known(name, plan): tuple(_positive(part) for part in splits)
                 for name, splits in _take(config, "input_splits", dict).items()
             },
-            bos_layers=tuple(_known(name, plan) for name in _take(config, "bos_layers", list)),
+            bos_layers=tuple(dict.fromkeys(_known(name, plan) for name in _take(config, "bos_layers", list))),
             calibration=_texts(_take(config, "calibration", dict)),
         )
-    except (TypeError, ValueError, KeyError, AttributeError) as error:
-        raise ArtifactFormatError(f"quantization_config: {error}") from error
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ArtifactFormatError(f"quantization_config: {error!s:.{_SHOWN}}") from error
     return saved, _take(config, "backend", str)
 
 
@@ -136,8 +143,8 @@ def _plan(values: Mapping[str, Any]) -> BitPlan:
     return BitPlan(
         name=_take(values, "name", str),
         layers={name: LayerBits.parse(_text(bits)) for name, bits in layers.items()},
-        budget=None if values["budget"] is None else _budget(_take(values, "budget", dict)),
-        solver=None if values["solver"] is None else SolverFacts(**_take(values, "solver", dict)),
+        budget=None if values["budget"] is None else _typed("plan.budget", Budget, values["budget"]),
+        solver=None if values["solver"] is None else _typed("plan.solver", SolverFacts, values["solver"]),
         origin=_texts(_take(values, "origin", dict)),
     )
 
@@ -148,12 +155,13 @@ def _activations(value: Any) -> Activations:
     return "dynamic" if value == "dynamic" else "static"
 
 
-def _budget(values: Mapping[str, Any]) -> Budget:
-    changed = {
-        key: {group: tuple(widths) for group, widths in values[key].items()}
-        for key in ("weight_choices", "activation_choices")
-    }
-    return Budget(**{**values, **changed, "keep": tuple(values["keep"])})
+def _typed(where: str, kind: type[T], values: Any) -> T:
+    """Return JSON values as a dataclass, each of its field's type and none besides."""
+    try:
+        return TypeAdapter(kind).validate_json(json.dumps(values), strict=True, extra="forbid")
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise ValueError(f"{'.'.join(map(str, (where, *first['loc'])))}: {first['msg']}") from error
 
 
 def _plain(value: Any) -> Any:

@@ -7,6 +7,7 @@ from torch import nn
 
 from mixdq.errors import ArtifactFormatError
 from mixdq.integrations.checkpoint import check_checkpoint
+from mixdq.integrations.checksums import checksums
 from mixdq.quant.qparams import activation_qparams
 from mixdq.quant.weights import quantize_weight
 from mixdq.runtime.layout import LayerLayout
@@ -86,3 +87,23 @@ def test_torn_foreign_and_stray_files_are_refused(model: nn.Module, tmp_path: Pa
         check_checkpoint(model, [str(whole), str(tmp_path / ".." / "other" / "b.safetensors")], LAYERS)
     with pytest.raises(ArtifactFormatError, match="outside"):
         check_checkpoint(model, [str(whole), saved(tmp_path / "elsewhere", model.state_dict())], LAYERS)
+
+
+def test_a_tensor_in_two_files_is_refused(model: nn.Module, tmp_path: Path) -> None:
+    state = model.state_dict()
+    files = [saved(tmp_path, state), saved(tmp_path, {"1.bias": state["1.bias"]}, "b.safetensors")]
+    with pytest.raises(ArtifactFormatError, match=r"1\.bias is in another file too"):
+        check_checkpoint(model, files, LAYERS)
+
+
+def test_no_files_are_no_model(model: nn.Module) -> None:
+    with pytest.raises(ArtifactFormatError, match="from_pretrained"):
+        check_checkpoint(model, [], LAYERS)
+
+
+def test_damage_inside_a_tensor_is_refused(model: nn.Module, tmp_path: Path) -> None:
+    state = model.state_dict()
+    whole = {**state, **checksums(state, state)}
+    check_checkpoint(model, [saved(tmp_path, whole)], LAYERS)
+    with pytest.raises(ArtifactFormatError, match=r"0\.weight in model\.safetensors"):
+        check_checkpoint(model, [saved(tmp_path, {**whole, "0.weight": state["0.weight"] ^ 1})], LAYERS)

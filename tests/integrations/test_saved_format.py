@@ -77,8 +77,22 @@ HOSTILE: dict[str, Any] = {
     "plan": [None, [], {}, "plan.toml"],
     "plan.name": [None, 4],
     "plan.layers": [None, [], {}, {"a": "W9A8"}, {"a": "W4A8 "}, {"a": 4}, {"a": None}],
-    "plan.budget": [[], {}, {"weight_bits": 4}, {"weight_bits": 4, "shell": "rm"}],
-    "plan.solver": ["highs", {"solver": "highs"}, {"__class__": "x"}],
+    "plan.budget": [
+        [],
+        {},
+        {"weight_bits": "4"},
+        {"weight_bits": 4, "shell": "rm"},
+        {"weight_bits": 4, "keep": "conv_in"},
+        {"weight_bits": 4, "weight_choices": {"content": [9]}},
+        {"weight_bits": 4, "weight_choices": {"nobody": [8]}},
+    ],
+    "plan.solver": [
+        "highs",
+        {"solver": "highs"},
+        {"__class__": "x"},
+        {"solver": "highs", "objective": "raw", "values": [[[1]]]},
+        {"solver": "highs", "objective": "raw", "values": {"a": {"b": 1}}},
+    ],
     "plan.origin": [None, {"model": 3}],
     "input_splits": [
         None,
@@ -124,3 +138,32 @@ def test_a_million_layers_are_refused_before_they_are_read() -> None:
     config["plan"]["layers"] = dict.fromkeys(map(str, range(1_000_000)), "nonsense")
     with pytest.raises(ArtifactFormatError, match="1000000 layers"):
         from_json(config)
+
+
+def test_what_later_versions_add_with_a_default_may_be_absent() -> None:
+    config = written()
+    del config["plan"]["budget"]["keep"]
+    assert from_json(config)[0].plan.budget == replace(SAVED.plan.budget, keep=())
+
+
+@pytest.mark.parametrize("key", ["plan.layers", "input_splits", "calibration", "format_version"])
+def test_complaints_stay_short_however_long_the_names_are(key: str) -> None:
+    config, long = written(), "x" * 10**6
+    values = {"plan.layers": {long: long}, "input_splits": {long: [1]}, "calibration": {long: 1}}
+    *path, last = key.split(".")
+    place = config if not path else config[path[0]]
+    place[last] = values.get(key, 10**4000)
+    with pytest.raises(ArtifactFormatError) as error:
+        from_json(config)
+    assert len(str(error.value)) < 400
+
+
+def test_nesting_without_end_is_refused() -> None:
+    deep: list[Any] = []
+    for _ in range(100_000):
+        deep = [deep]
+    for place in ("budget", "solver"):
+        config = written()
+        config["plan"][place] = {"values": deep}
+        with pytest.raises(ArtifactFormatError):
+            from_json(config)
