@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mixdq.errors import ArtifactError
+from mixdq.integrations.model_card import write_model_card
 from mixdq.report.facts import ReportFacts, Variant
 from mixdq.report.render import render
 from mixdq.store.artifact import Schema, digest_of_file
@@ -34,6 +35,8 @@ def report(session: Session) -> Path:
 
 def report_on(session: Session, variants: list[VariantPaths], *, title: str) -> Path:
     """Return the path of report.html, written from the files of a run and of any number of variants.
+
+    Each saved model gets its card, README.md, on the way.
 
     Raises:
         ArtifactError: a file is missing or damaged; the text names the command that makes it.
@@ -80,6 +83,9 @@ def report_on(session: Session, variants: list[VariantPaths], *, title: str) -> 
         warnings=_warnings(session),
     )
     with session.advising(root / "images", f"mixdq evaluate {root}"):
+        for variant, numbers in zip(variants, facts.variants[1:], strict=True):
+            if variant.model.is_dir():
+                write_model_card(facts, variant.model, variant=numbers.name)
         return render(facts, root)
 
 
