@@ -27,6 +27,7 @@ VERBS: dict[str, str] = {
     "allocate": "Find the best bits for every layer within the budget.",
     "choose": "Score the found plans on pictures and keep the best.",
     "apply": "Quantize the model by the chosen plan and save it.",
+    "export": "Write a quantized UNet as one file that ComfyUI opens by itself.",
     "generate": "Make pictures with a model folder, floating-point or quantized.",
     "evaluate": "Compare the quantized model's pictures with the floating-point model's.",
     "benchmark": "Measure seconds per picture and memory, floating point against quantized.",

@@ -3,6 +3,7 @@
 It lies in the saved folder, so that `hf upload OWNER/NAME RUN/model` shares it with the model. Nothing is sent here.
 """
 
+import filecmp
 import re
 import shutil
 from collections.abc import Iterable, Sequence
@@ -54,8 +55,9 @@ def write_model_card(
     own = replace(facts, variants=(facts.reference, found[0]))
     shown = min(SHOWN, len(facts.prompts), facts.shown_prompts)
     pictures = [_copied(one, folder / PICTURES, shown) for one in own.variants]
-    path = folder / CARD
-    atomic_write(path, _card(own, found[0], pictures, license).encode())
+    path, text = folder / CARD, _card(own, found[0], pictures, license).encode()
+    if not path.exists() or path.read_bytes() != text:
+        atomic_write(path, text)
     return path
 
 
@@ -105,7 +107,9 @@ def _copied(variant: Variant, folder: Path, count: int) -> list[str]:
     names = []
     for index, file in enumerate(variant.picture_files(count)):
         names.append(f"{PICTURES}/{index:03d}-{kind}.png")
-        shutil.copyfile(file, folder.parent / names[-1])
+        copy = folder.parent / names[-1]
+        if not copy.exists() or not filecmp.cmp(file, copy):
+            shutil.copyfile(file, copy)
     return names
 
 

@@ -83,9 +83,9 @@ def report_on(session: Session, variants: list[VariantPaths], *, title: str) -> 
         warnings=_warnings(session),
     )
     with session.advising(root / "images", f"mixdq evaluate {root}"):
-        for variant, numbers in zip(variants, facts.variants[1:], strict=True):
-            if variant.model.is_dir():
-                write_model_card(facts, variant.model, variant=numbers.name)
+        for saved, told in zip(variants, facts.variants[1:], strict=True):
+            if saved.model.is_dir():
+                write_model_card(facts, saved.model, variant=told.name)
         return render(facts, root)
 
 

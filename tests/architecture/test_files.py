@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 MAX_LINES = 300
-CHECKED = ("mixdq", "tests", "recipes", "benchmarks", "examples")
+CHECKED = ("mixdq", "tests", "recipes", "benchmarks", "examples", "comfyui")
 
 SHARED = {"types", "cli/verbs"}
 """Folders of small files alike, whose tests may stand together in any file of the mirrored folder."""

@@ -94,6 +94,16 @@ def test_verb_of_a_step_says_its_result_and_its_file(run, verb) -> None:
     assert re.search(SAYS[verb], call(verb, run))
 
 
+def test_export_lists_what_became_of_the_layers_and_says_what_it_cannot(run, model, tmp_path) -> None:
+    file = tmp_path / "unet.safetensors"
+    said = call("export", run / "model", "-o", file)
+    assert file.stat().st_size > 0
+    assert re.search(r"\d+ quantized layers as int8", said)
+    refused = CliRunner().invoke(app, ["export", str(model), "-o", str(file)])
+    assert refused.exit_code != 0
+    assert "not quantized" in refused.stderr
+
+
 def test_inspect_counts_layers_by_group(run, model) -> None:
     said = call("inspect", model, "-o", run)
     assert "content" in said
