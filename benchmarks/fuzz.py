@@ -37,6 +37,7 @@ from mixdq.types.plan import BitPlan, Budget, LayerBits
 
 PROMPTS = ("a red dog", "two cats")
 WIDTHS = ("W8A8", "W4A8", "W2A16", "W16A16", "W5A6", "W3A8")
+PACKAGE = Path(mixdq.__file__).parent
 MEMORY = 8 * 2**30
 """Address space of a process: diffusers builds what config.json says, and to run out of it is a refusal."""
 SECONDS = 60
@@ -181,9 +182,10 @@ def judge(folder: Path, whole: Mapping[str, object]) -> tuple[str, str, str]:
     except mixdq.MixDQError as error:
         return "refused by MixDQ", type(error).__name__, str(error)[:200]
     except Exception as error:  # noqa: BLE001  (whichever it is: that is what is asked)
-        places = [Path(frame.filename).parts for frame in traceback.extract_tb(error.__traceback__)]
-        ours = any("mixdq" in parts for parts in places if "benchmarks" not in parts)
-        last = next((parts for parts in reversed(places) if "site-packages" in parts), ("site-packages", "python"))
+        frames = [Path(frame.filename) for frame in traceback.extract_tb(error.__traceback__)]
+        ours = any(frame.is_relative_to(PACKAGE) for frame in frames)
+        places = (frame.parts for frame in reversed(frames))
+        last = next((parts for parts in places if "site-packages" in parts), ("site-packages", "python"))
         room = last[last.index("site-packages") + 1].removesuffix(".py")
         return (
             "other error of MixDQ" if ours else "refused before MixDQ",

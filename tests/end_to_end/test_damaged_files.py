@@ -37,9 +37,8 @@ WITH_SCHEMA = [name for name in VERB if not name.endswith(".png")]
 
 
 def truncated(data: bytes) -> bytes:
-    # TOML and CSV cut between two lines are shorter files, not damaged ones: cut within one.
-    half = len(data) // 2
-    return data[: half + 3] if data[half + 2 : half + 3] != b"\n" else data[: half + 2]
+    # TOML and CSV cut between two lines are shorter files, not damaged ones: cut within one, near its beginning.
+    return data[: data.rfind(b"\n", 0, len(data) // 2) + 4]
 
 
 def foreign(_: bytes) -> bytes:

@@ -115,6 +115,7 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     online, offline = ["owner/tiny", *REFUSALS, *LISTED], ["owner/tiny", "owner/unseen"]
     # TQDM_POSITION: show bars where there is no terminal too.
     env = {"HF_ENDPOINT": hub, "HF_HOME": str(home), "NO_PROXY": "*", "no_proxy": "*", "TQDM_POSITION": "-1"}
+    env["HF_HUB_OFFLINE"] = "0"
     done = subprocess.run(
         [sys.executable, "-c", OPEN, *online, "offline", *offline],
         env=os.environ | env,
