@@ -11,6 +11,8 @@ TORCH := 2.13.0
 NEEDED_MIB := 4096
 BIN := $(VENV)/bin
 OUT ?= mixdq-demo
+# Files of tests go to so many processes of one thread each.
+WORKERS ?= 2
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint format env clean
@@ -22,7 +24,8 @@ demo: $(VENV)/ready
 	@$(BIN)/mixdq demo -o $(OUT)
 
 test: $(VENV)/ready
-	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/python -m pytest
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+	@OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 lint: $(VENV)/ready
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

@@ -194,7 +194,7 @@ def judge(folder: Path, whole: Mapping[str, object]) -> tuple[str, str, str]:
         )
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
-    differs = [name for name in whole | found if found.get(name) != whole.get(name)]
+    differs = [name for name in {*whole, *found} if found.get(name) != whole.get(name)]
     return ("another model" if differs else "identical"), "", ", ".join(differs[:8])
 
 
@@ -206,15 +206,16 @@ def facts(folder: Path) -> dict[str, object]:
     for name, tensor in unet.state_dict().items():
         made[name] = (tensor.dtype, tuple(tensor.shape), tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
     generator = torch.Generator().manual_seed(0)
+    text = torch.randn(1, 16, unet.config.cross_attention_dim, generator=generator)
     inputs = {
         "sample": torch.randn(1, 4, 8, 8, generator=generator),
         "timestep": torch.tensor(499),
-        "encoder_hidden_states": torch.randn(1, 16, unet.config.cross_attention_dim, generator=generator),
+        "encoder_hidden_states": text,
         "added_cond_kwargs": {"text_embeds": torch.ones(1, 32), "time_ids": torch.ones(1, 6)},
     }
     bos = next((m.bos_input for m in unet.modules() if isinstance(m, QuantizedLayer) and m.bos_input is not None), None)
     if bos is not None:
-        inputs["encoder_hidden_states"][:, 0] = bos
+        text[:, 0] = bos
     with torch.no_grad():
         made["output"] = unet(**inputs).sample.numpy().tobytes()
     return made

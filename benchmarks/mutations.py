@@ -30,7 +30,8 @@ TEXTS = [
 ]
 SHARDS = ["../a.safetensors", "/etc/passwd", "a/b.safetensors", "config.json", "", ".", "nowhere.safetensors", "x.bin"]
 DTYPES = ["I8", "U8", "I32", "F16", "BF16", "F32", "F64", "I64", "BOOL", "F8_E4M3", "F4", "X", ""]
-ARCHITECTURE = [0, -1, 1, 2, 3, 8, True, None, "relu", "gelu", 0.5, 1e-3, [], [8, 16], ["DownBlock2D"], {}, [[1]]]
+_LISTS: list[Any] = [[], [8, 16], ["DownBlock2D"], {}, [[1]]]
+ARCHITECTURE = [0, -1, 1, 2, 3, 8, True, None, "relu", "gelu", 0.5, 1e-3, *_LISTS]
 """Small, for diffusers builds the model before anybody can look at it."""
 
 
