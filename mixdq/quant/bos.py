@@ -107,7 +107,8 @@ def bos_rows(
         # The text is the same for every layer, so that Python shows it once.
         warnings.warn(
             "The first text token's state is not the one calibrated (another clip skip, an adapted text encoder): its "
-            "rows are computed from the quantized weights. Calibrate with this text encoder to have them exactly.",
+            "rows are computed from the quantized weights, and other tokens may lie beyond calibrated ranges, which "
+            "spoils pictures. Calibrate with this text encoder.",
             stacklevel=2,
         )
         rows = rows + product(x0.to(torch.float32) - alpha * bos.input.to(x0.device))
