@@ -12,6 +12,7 @@
 #include "sharing.h"
 
 #define BLOCK 512 /* keys at a time: a tile's scores stay in the nearest cache */
+#define PITCH (BLOCK + 16) /* of a row of scores: at a power of two, all rows would want the same few lines of the cache */
 
 typedef struct {
     const char *data;
@@ -37,7 +38,7 @@ typedef struct {
     const float *k_panels;     /* [ceil(keys / FLOAT_COLUMNS)][dim][FLOAT_COLUMNS], zeros where there are no keys */
     const float *values;       /* [keys][wide], zeros beyond dim */
     const float *queries;      /* [rows][dim], scaled so that 2^score is the weight */
-    float *scores, *outputs;   /* [rows][BLOCK], [rows][wide] */
+    float *scores, *outputs;   /* [rows][PITCH], [rows][wide] */
 } Head;
 
 /* Scores of a block of keys; then weights, and how they change what was summed before; then their sum of values. */
@@ -54,14 +55,14 @@ static inline __attribute__((always_inline)) void attend(const int rows, const H
             add_product(rows, head->dim, head->queries, head->dim, panel, FLOAT_COLUMNS, sums);
 #pragma GCC unroll 14
             for (int i = 0; i < rows; i++) {
-                store(head->scores + i * BLOCK + key, sums[i][0]);
-                store(head->scores + i * BLOCK + key + WIDTH, sums[i][1]);
+                store(head->scores + i * PITCH + key, sums[i][0]);
+                store(head->scores + i * PITCH + key + WIDTH, sums[i][1]);
             }
         }
         const int64_t filled = (count + FLOAT_COLUMNS - 1) / FLOAT_COLUMNS * FLOAT_COLUMNS;
         float earlier[FLOAT_ROWS];
         for (int i = 0; i < rows; i++) {
-            float *scores = head->scores + i * BLOCK;
+            float *scores = head->scores + i * PITCH;
             for (int64_t key = count; key < filled; key++) scores[key] = -INFINITY;
             Vector high = splat(most[i]);
             for (int64_t key = 0; key < filled; key += WIDTH) high = greater(load(scores + key), high);
@@ -85,7 +86,7 @@ static inline __attribute__((always_inline)) void attend(const int rows, const H
                 sums[i][0] = first ? load(before) * splat(earlier[i]) : splat(0.0f);
                 sums[i][1] = first ? load(before + WIDTH) * splat(earlier[i]) : splat(0.0f);
             }
-            add_product(rows, count, head->scores, BLOCK, head->values + first * head->wide + column, head->wide, sums);
+            add_product(rows, count, head->scores, PITCH, head->values + first * head->wide + column, head->wide, sums);
 #pragma GCC unroll 14
             for (int i = 0; i < rows; i++) {
                 store(head->outputs + i * head->wide + column, sums[i][0]);
@@ -109,7 +110,7 @@ int mixdq_attention(const void *q, int64_t q_batch, int64_t q_token, const void 
     const int64_t panels = (keys + FLOAT_COLUMNS - 1) / FLOAT_COLUMNS;
     const int64_t wide = (dim + FLOAT_COLUMNS - 1) / FLOAT_COLUMNS * FLOAT_COLUMNS;
     const int64_t tiles = (queries + FLOAT_ROWS - 1) / FLOAT_ROWS, work = batch * heads * tiles;
-    const int64_t sizes[PARTS] = {panels * FLOAT_COLUMNS * dim, keys * wide, FLOAT_ROWS * dim, FLOAT_ROWS * BLOCK,
+    const int64_t sizes[PARTS] = {panels * FLOAT_COLUMNS * dim, keys * wide, FLOAT_ROWS * dim, FLOAT_ROWS * PITCH,
                                   FLOAT_ROWS * wide, FLOAT_COLUMNS * dim};
     int64_t floats = 0;
     for (int i = 0; i < PARTS; i++) floats += (sizes[i] + 15) / 16 * 16;

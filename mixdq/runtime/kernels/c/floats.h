@@ -45,13 +45,17 @@ static inline Vector fused(Vector a, Vector b, Vector c) {
 #endif
 }
 
-/* 2^x to about one unit in the last place, 0 below -126; NaN stays NaN. x is at most 0. */
+/* 2^x to about one unit in the last place, 0 far below -126; NaN stays NaN. x is at most 0. */
 static inline Vector power_of_two(Vector x) {
+#if defined(__AVX512DQ__)
+    const Vector rest = (Vector)_mm512_reduce_ps((__m512)x, 0); /* x less its nearest whole number; 0 of infinity */
+#else
     const Vector lowest = splat(-126.0f), to_whole = splat(12582912.0f); /* 1.5 * 2^23: adding it rounds to whole numbers */
     const Whole under = x < lowest;
     x = (Vector)(((Whole)lowest & under) | ((Whole)x & ~under));
     const Vector shifted = x + to_whole;
     const Vector rest = x - (shifted - to_whole); /* -0.5 to 0.5 */
+#endif
     Vector y = splat(1.5403530e-4f); /* ln(2)^n / n! */
     y = fused(y, rest, splat(1.3333558e-3f));
     y = fused(y, rest, splat(9.6181291e-3f));
@@ -59,8 +63,12 @@ static inline Vector power_of_two(Vector x) {
     y = fused(y, rest, splat(2.4022651e-1f));
     y = fused(y, rest, splat(6.9314718e-1f));
     y = fused(y, rest, splat(1.0f));
+#if defined(__AVX512DQ__)
+    return (Vector)_mm512_scalef_ps((__m512)y, _mm512_roundscale_ps((__m512)x, 0));
+#else
     const Whole exponent = ((Whole)shifted - (Whole)to_whole + 127) << 23;
     return (Vector)((Whole)(y * (Vector)exponent) & ~under);
+#endif
 }
 
 static inline float sum_of(Vector value) {
@@ -70,8 +78,12 @@ static inline float sum_of(Vector value) {
 }
 
 static inline Vector greater(Vector a, Vector b) {
+#if defined(__AVX512F__)
+    return (Vector)_mm512_max_ps((__m512)a, (__m512)b);
+#else
     const Whole first = a > b;
     return (Vector)(((Whole)a & first) | ((Whole)b & ~first));
+#endif
 }
 
 /* sums [rows][2] += x [rows, depth] * w [depth, 2 vectors]. `pitch` and `step` are the distances of x's and w's rows, in
