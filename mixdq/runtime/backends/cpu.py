@@ -10,10 +10,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from mixdq.runtime.kernel import Kernel, KernelRequest
 from mixdq.runtime.kernels import native
-from mixdq.runtime.kernels.layers import ALIGNMENT, PANEL, LayerTensors, NativeLayer, Window, filled
+from mixdq.runtime.kernels.layers import PANEL, LayerTensors, NativeLayer, Window, filled
 from mixdq.types.plan import FLOAT_BITS
 from mixdq.types.tensors import QParams, QTensor, QuantSpec
 
@@ -76,8 +77,9 @@ class _Product:
         shape, num_bits, groups = self.request.weight_shape, self.request.bits.weight, self.request.groups
         depth, taps = filled(shape[1]), torch.Size(shape[2:]).numel()
         packed = self.layer.tensors.panels
-        panels = native.unpack(packed, num_bits, taps * depth * PANEL).reshape(len(packed), -1, PANEL, ALIGNMENT)
-        columns = panels.transpose(1, 2).reshape(groups, -1, taps, depth)[:, : shape[0] // groups, :, : shape[1]]
+        panels = native.unpack(packed, num_bits, taps * depth * PANEL).view(torch.int32)
+        columns = panels.reshape(len(packed), -1, PANEL).transpose(1, 2).flatten().view(torch.int8)
+        columns = columns.reshape(groups, -1, taps, depth)[:, : shape[0] // groups, :, : shape[1]]
         codes = columns.transpose(2, 3).reshape(shape).contiguous()
         return codes if num_bits == 8 else native.pack(codes.flatten(1), num_bits)
 
@@ -96,14 +98,14 @@ def _tensors(request: KernelRequest, weight: QTensor, bias: Tensor | None, activ
     codes = codes.reshape(groups, -1, weight.shape[1], torch.Size(weight.shape[2:]).numel())
     offsets = weight.qparams.zero_point
     columns = None if offsets is None else offsets.to(torch.int8).reshape(groups, -1)
-    sums = codes.sum(dim=(2, 3), dtype=torch.int64)
+    sums = native.row_sums(codes.flatten(0, 1).flatten(1))
     if columns is not None:
-        sums = sums - codes.shape[2:].numel() * columns.to(torch.int64)
+        sums = sums - codes.shape[2:].numel() * columns.to(torch.int32).reshape(-1)
     input_scale, input_zero_point, low, high = _input(request, activation)
     return LayerTensors(
         panels=_panels(codes, columns, num_bits),
-        zero_points=None if columns is None else _full_panels(columns, dim=1).reshape(-1),
-        sums=sums.to(torch.int32).reshape(-1),
+        zero_points=None if columns is None else pad(columns, (0, -columns.shape[1] % PANEL)).reshape(-1),
+        sums=sums,
         scale=_product_scale(weight.qparams, activation),
         bias=None if bias is None else bias.detach().to(torch.float32).contiguous(),
         input_scale=input_scale,
@@ -134,21 +136,14 @@ def _input(request: KernelRequest, activation: QParams | None) -> tuple[Tensor |
 
 def _panels(codes: Tensor, zero_points: Tensor | None, num_bits: int) -> Tensor:
     """Return codes int8 [groups, out, in, taps] in the order of c/weights.h: [groups * panels, bytes of a panel]."""
-    channels, taps = codes.shape[2:]
+    groups, rows, channels, taps = codes.shape
     depth = filled(channels)
-    # What does not exist weighs nothing: its code is the zero point.
-    fill = 0 if zero_points is None else zero_points[..., None, None]
-    padded = torch.zeros(*codes.shape[:2], taps, depth, dtype=torch.int8)
-    padded += fill
-    padded[..., :channels] = codes.transpose(2, 3)
-    columns = _full_panels(padded, dim=1)
-    panels = columns.reshape(-1, PANEL, taps * depth // ALIGNMENT, ALIGNMENT).transpose(1, 2)
-    return native.pack(panels.flatten(1).contiguous(), num_bits)
-
-
-def _full_panels(tensor: Tensor, *, dim: int) -> Tensor:
-    """Return the tensor with zeros up to a multiple of `PANEL` along `dim`."""
-    count = tensor.shape[dim]
-    shape = list(tensor.shape)
-    shape[dim] = -count % PANEL
-    return torch.cat([tensor, tensor.new_zeros(shape)], dim=dim)
+    full = torch.zeros(groups, -(-rows // PANEL) * PANEL, taps, depth, dtype=torch.int8)
+    there = full[:, :rows]
+    if zero_points is not None:
+        # What does not exist weighs nothing: its code is the zero point.
+        there += zero_points[..., None, None]
+    there[..., :channels] = codes.transpose(2, 3)
+    # Four codes are moved as one number.
+    panels = full.reshape(-1, PANEL, taps * depth).view(torch.int32).transpose(1, 2)
+    return native.pack(panels.contiguous().view(torch.int8).flatten(1), num_bits)

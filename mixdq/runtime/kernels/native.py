@@ -37,6 +37,7 @@ _SIGNATURES: dict[str, list[type]] = {
     "mixdq_geglu": [_POINTER, _INT, _SIZE, _SIZE, _POINTER, _INT],
     "mixdq_pack": [_POINTER, _SIZE, _SIZE, _INT, _POINTER],
     "mixdq_unpack": [_POINTER, _SIZE, _SIZE, _INT, _POINTER],
+    "mixdq_row_sums": [_POINTER, _SIZE, _SIZE, _POINTER],
 }
 
 
@@ -88,6 +89,14 @@ def unpack(packed: Tensor, num_bits: int, columns: int) -> Tensor:
     codes = torch.empty(len(packed), columns, dtype=torch.int8)
     library().mixdq_unpack(packed.data_ptr(), len(packed), columns, num_bits, codes.data_ptr())
     return codes
+
+
+def row_sums(codes: Tensor) -> Tensor:
+    """Return the sum int32 [rows] of each row of codes int8 [rows, columns]; raises as `pack`."""
+    codes = codes.contiguous()
+    sums = torch.empty(len(codes), dtype=torch.int32)
+    library().mixdq_row_sums(codes.data_ptr(), *codes.shape, sums.data_ptr())
+    return sums
 
 
 def description() -> str:

@@ -3,6 +3,8 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mixdq.quant import packing
 from mixdq.quant.affine import quantize
@@ -108,3 +110,10 @@ def test_packing_is_the_portable_layout_both_ways(num_bits: int, columns: int) -
     packed = packing.pack(codes, num_bits)
     assert torch.equal(native.pack(codes, num_bits), packed)
     assert torch.equal(native.unpack(packed, num_bits, columns), codes)
+
+
+@given(rows=st.integers(0, 5), columns=st.integers(0, 70), seed=st.integers(0, 99))
+def test_row_sums_are_exact(rows: int, columns: int, seed: int) -> None:
+    compiled()
+    codes = torch.randint(-128, 128, (rows, columns), dtype=torch.int8, generator=torch.Generator().manual_seed(seed))
+    assert torch.equal(native.row_sums(codes).long(), codes.long().sum(1))

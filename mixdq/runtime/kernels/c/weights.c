@@ -73,6 +73,16 @@ void mixdq_unpack(const uint8_t *packed, int64_t rows, int64_t columns, int bits
     }
 }
 
+/* The sum of each row of codes [rows, columns]. */
+void mixdq_row_sums(const int8_t *codes, int64_t rows, int64_t columns, int32_t *sums) {
+#pragma omp parallel for schedule(static)
+    for (int64_t row = 0; row < rows; row++) {
+        int32_t sum = 0;
+        for (int64_t i = 0; i < columns; i++) sum += codes[row * columns + i];
+        sums[row] = sum;
+    }
+}
+
 void mixdq_unpack_panel(const uint8_t *restrict packed, int bits, int64_t count, const int8_t *zero_points,
                         int8_t *restrict to) {
     const int64_t bytes = count * bits / 8;
