@@ -79,6 +79,10 @@ def _swap_in_empty_layers(model: nn.Module, saved: SavedModel, backend: str) -> 
         if layout.bos and not isinstance(module, nn.Linear):
             complaints.append(f"{name}: a BOS row, but it is no Linear")
             continue
+        odd = _odd_geometry(module)
+        if odd:
+            complaints.append(f"{name}: {odd}")
+            continue
         try:
             part_shapes(layout, weight_shape_of(module))
             kernel_requests(module, layout, device="cpu", dtype=torch.float32)
@@ -92,6 +96,24 @@ def _swap_in_empty_layers(model: nn.Module, saved: SavedModel, backend: str) -> 
             f"the saved plan does not fit the saved model, {len(complaints)} disagreements: {shown}",
             disagreements=complaints,
         )
+
+
+def _odd_geometry(module: nn.Linear | nn.Conv2d) -> str:
+    """Return what of a layer's geometry is no whole number, or not two of them; empty where it is as torch means it.
+
+    An architecture's config can say anything, and torch takes some of it.
+    """
+    counts = {"in_features": 1, "out_features": 1}
+    if isinstance(module, nn.Conv2d):
+        counts = {"in_channels": 1, "out_channels": 1, "groups": 1, "kernel_size": 2, "stride": 2, "dilation": 2}
+        if not isinstance(module.padding, str):
+            counts["padding"] = 2
+    for name, count in counts.items():
+        value = getattr(module, name)
+        found = (value,) if count == 1 else value
+        if len(found) != count or any(type(one) is not int for one in found):
+            return f"{name} = {value!r}, expected {'a whole number' if count == 1 else 'two whole numbers'}"
+    return ""
 
 
 def _empty_layer(module: nn.Linear | nn.Conv2d, layout: LayerLayout, backend: str) -> QuantizedLinear | QuantizedConv2d:

@@ -81,6 +81,13 @@ def test_a_plan_that_disagrees_with_the_model_is_refused(quantized: Any, copied:
     assert len(error.value.disagreements) == 4
 
 
+@pytest.mark.parametrize("change", [{"downsample_padding": []}, {"cross_attention_dim": True}], ids=str)
+def test_an_architecture_of_no_whole_numbers_is_refused(copied: Path, change: dict[str, Any]) -> None:
+    edit_config(copied, lambda config: config.update(change))
+    with pytest.raises(PlanError, match=r"expected .*whole number"):
+        UNet2DConditionModel.from_pretrained(copied)
+
+
 def test_a_config_of_a_huge_model_is_refused_before_memory_is_spent(quantized: Any, copied: Path) -> None:
     # Diffusers asks for each tensor's address space for a moment; half a GiB of it is never touched.
     edit_config(copied, lambda config: config.update(cross_attention_dim=2**22))
