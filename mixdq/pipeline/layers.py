@@ -73,7 +73,7 @@ def quantizable_layers(denoiser: nn.Module) -> Iterator[tuple[str, nn.Linear | n
     """Yield (name, module) for every Linear and Conv2d, in module order.
 
     Raises:
-        UnsupportedModelError: a layer is an unmerged LoRA, or holds integers.
+        UnsupportedModelError: a layer is an unmerged LoRA or of an IP-Adapter, or holds integers.
     """
     for name, module in denoiser.named_modules():
         if not isinstance(module, nn.Linear | nn.Conv2d):
@@ -82,6 +82,11 @@ def quantizable_layers(denoiser: nn.Module) -> Iterator[tuple[str, nn.Linear | n
             raise UnsupportedModelError(
                 f"{name}: the denoiser carries LoRA layers. "
                 "Merge them first: pipe.fuse_lora(), then pipe.unload_lora_weights()"
+            )
+        if ".to_k_ip." in name or "image_projection" in name:
+            raise UnsupportedModelError(
+                f"{name}: the denoiser carries an IP-Adapter. Load it after quantizing, it works then too: "
+                "pipe.unload_ip_adapter() now"
             )
         if not module.weight.is_floating_point():
             raise UnsupportedModelError(

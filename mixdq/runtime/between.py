@@ -8,6 +8,7 @@ touched.
 
 import inspect
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -24,10 +25,11 @@ OUTPUT = "_get_output_for_continuous_inputs"
 
 
 class CpuAttention:
-    """A processor of diffusers' `Attention`: projections as they are, scores and sums by `mixdq::cpu_attention`."""
+    """A processor of diffusers' `Attention`: projections as they are, scores and sums by `mixdq::cpu_attention`.
 
-    def __init__(self, otherwise: Callable[..., Tensor]) -> None:
-        self.otherwise = otherwise
+    It also is of the class that it replaces, and as that one made of nothing: where diffusers exchanges some processors
+    of a model (IP-Adapter), it makes the others anew by their classes.
+    """
 
     def __call__(
         self,
@@ -42,7 +44,11 @@ class CpuAttention:
         """Return the layer's output for `hidden_states` [batch, tokens, width], as diffusers' own processor does."""
         plain = attention_mask is None and not args and not kwargs and _is_plain(attn)
         if not plain or hidden_states.dim() != 3 or not _is_ours(hidden_states):
-            return self.otherwise(attn, hidden_states, encoder_hidden_states, attention_mask, temb, *args, **kwargs)
+            otherwise: Any = super()
+            y: Tensor = otherwise.__call__(
+                attn, hidden_states, encoder_hidden_states, attention_mask, temb, *args, **kwargs
+            )
+            return y
         context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
         y = attention(attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context), attn.heads)
         for module in attn.to_out:
@@ -50,6 +56,13 @@ class CpuAttention:
         if attn.residual_connection:
             y = y + hidden_states
         return y if attn.rescale_output_factor == 1.0 else y / attn.rescale_output_factor
+
+    def replaced(self) -> Any:
+        """Return a processor of the class that this one replaced."""
+        return type(self).__bases__[1]()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _instead_of, type(self).__bases__[1:]
 
 
 # diffusers asks every layer's processor for its signature at every call, which takes longer than many a product.
@@ -113,7 +126,7 @@ def use_cpu_kernels(denoiser: nn.Module) -> int:
             setattr(module, OUTPUT, ChannelsLastOutput(module))
     return _exchange(
         denoiser,
-        lambda processor: CpuAttention(processor) if type(processor).__name__ == PROCESSOR else None,
+        lambda processor: _instead_of(type(processor)) if type(processor).__name__ == PROCESSOR else None,
         lambda module: CpuGeglu(module) if type(module).__name__ == GATE else None,
     )
 
@@ -125,9 +138,18 @@ def remove_cpu_kernels(denoiser: nn.Module) -> int:
             delattr(module, OUTPUT)
     return _exchange(
         denoiser,
-        lambda processor: processor.otherwise if isinstance(processor, CpuAttention) else None,
+        lambda processor: processor.replaced() if isinstance(processor, CpuAttention) else None,
         lambda module: module.restored() if isinstance(module, CpuGeglu) else None,
     )
+
+
+def _instead_of(replaced: type) -> CpuAttention:
+    return _kind(replaced)()
+
+
+@cache
+def _kind(replaced: type) -> type[CpuAttention]:
+    return type(CpuAttention.__name__, (CpuAttention, replaced), {})
 
 
 def _exchange(

@@ -1,4 +1,6 @@
+import copy
 import inspect
+import pickle
 
 import pytest
 import torch
@@ -113,3 +115,14 @@ def test_a_processor_takes_what_the_one_it_replaced_takes(denoiser) -> None:
     use_cpu_kernels(denoiser)
     assert isinstance(attn.processor, CpuAttention)
     assert list(inspect.signature(attn.processor.__call__).parameters) == list(before.parameters)
+
+
+def test_a_processor_is_made_anew_by_its_class_and_copied(denoiser) -> None:
+    # As diffusers does while it exchanges others.
+    before = drawn(denoiser)
+    use_cpu_kernels(denoiser)
+    denoiser.set_attn_processor({name: type(each)() for name, each in denoiser.attn_processors.items()})
+    assert all(isinstance(each, CpuAttention) for each in denoiser.attn_processors.values())
+    twin = pickle.loads(pickle.dumps(copy.deepcopy(denoiser)))
+    assert kinds(twin) == kinds(denoiser)
+    torch.testing.assert_close(drawn(twin), before, rtol=1e-4, atol=1e-5)

@@ -1,11 +1,12 @@
-"""LoRA beside codes: PEFT's layers around quantized ones work, but what reads or changes `weight` itself cannot.
+"""Adapters beside codes: PEFT's layers around quantized ones work, but what reads or changes `weight` itself cannot.
 
 PEFT adds adapters to codes as if they were numbers, in silence where it casts them first. So the denoiser's own methods
 refuse to fuse, and refuse adapters that need the weight's norm (DoRA). While PEFT makes an adapter they show it float
 layers: it asks for the type of a layer and the axes of its weight, which quantized types and packed codes have not.
+An IP-Adapter has layers of its own, but diffusers ends with a cast that quantized models refuse.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import MethodType
 from typing import Any
@@ -18,15 +19,13 @@ from mixdq.runtime.layer import QuantizedLayer
 from mixdq.runtime.layout import weight_shape_of
 from mixdq.runtime.linear import QuantizedLinear
 
-_GUARDED = ("fuse_lora", "add_adapter", "load_lora_adapter")
-
 _GEOMETRY = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
 
 
 def guard_adapters(denoiser: nn.Module) -> None:
-    """Give a quantized denoiser methods of its own in the place of diffusers'; one without LoRA stays as it is."""
-    if all(hasattr(type(denoiser), name) for name in _GUARDED):
-        for name, method in zip(_GUARDED, (_fuse_lora, _add_adapter, _load_lora_adapter), strict=True):
+    """Give a quantized denoiser methods of its own in the place of those of diffusers' that it has."""
+    for name, method in _GUARDED.items():
+        if hasattr(type(denoiser), name):
             setattr(denoiser, name, MethodType(method, denoiser))
 
 
@@ -61,6 +60,15 @@ def _load_lora_adapter(self: Any, *args: Any, **kwargs: Any) -> None:
         else:
             self.unload_lora()
         raise _no_dora()
+
+
+def _load_ip_adapter(self: Any, *args: Any, **kwargs: Any) -> None:
+    # The cast is to the dtype that the model has, and no quantized layer casts its codes or scales.
+    self.is_quantized = False
+    try:
+        type(self)._load_ip_adapter_weights(self, *args, **kwargs)
+    finally:
+        self.is_quantized = True
 
 
 @contextmanager
@@ -98,6 +106,14 @@ def _group_again(model: nn.Module) -> None:
     from diffusers.hooks.group_offloading import _maybe_remove_and_reapply_group_offloading
 
     _maybe_remove_and_reapply_group_offloading(model)
+
+
+_GUARDED: dict[str, Callable[..., None]] = {
+    "fuse_lora": _fuse_lora,
+    "add_adapter": _add_adapter,
+    "load_lora_adapter": _load_lora_adapter,
+    "_load_ip_adapter_weights": _load_ip_adapter,
+}
 
 
 def _has_dora(module: Any, names: list[str]) -> bool:

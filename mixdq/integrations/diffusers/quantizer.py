@@ -149,10 +149,11 @@ class MixDQQuantizer(DiffusersQuantizer):  # type: ignore[misc]
         """
         if not safe_serialization:
             raise ConfigError("A MixDQ model is saved as safetensors, never pickled: leave safe_serialization alone.")
-        if any(".base_layer." in name for name in state_dict):
+        if any(".base_layer." in name or ".to_k_ip." in name for name in state_dict):
             raise ConfigError(
                 "The model carries adapters, which its files have no place for. Save them apart "
-                "(pipe.save_lora_weights), unload them (pipe.unload_lora_weights), and save the model then."
+                "(pipe.save_lora_weights), unload them (pipe.unload_lora_weights, pipe.unload_ip_adapter), and save "
+                "the model then."
             )
         saved = {
             name: tensor
