@@ -15,6 +15,7 @@ from mixdq.errors import NoBackendError
 from mixdq.quant.bos import BosRow
 from mixdq.quant.qparams import activation_qparams
 from mixdq.quant.weights import quantize_weight
+from mixdq.runtime.another_text import follow_text
 from mixdq.runtime.backends.cpu import CpuBackend
 from mixdq.runtime.between import use_cpu_kernels
 from mixdq.runtime.conv2d import QuantizedConv2d
@@ -83,6 +84,7 @@ def convert(
     if any(CpuBackend.name in names.split(", ") for names, _ in choices.values()):
         between = use_cpu_kernels(denoiser)
         log.info("attention and gates: %d on the CPU's own kernels", between)
+    follow_text(denoiser)
     receipt = Receipt(plan=plan.name, layers=tuple(receipts))
     log.info(
         "converted %d of %d layers: %d bytes, before %d",

@@ -7,6 +7,7 @@ Casting a layer (`.half()`, `.to(dtype)`) casts its bias alone: codes, scales an
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Self
 
 import torch
@@ -46,6 +47,7 @@ class QuantizedLayer(nn.Module):
     bos_input: Tensor | None
     bos_output: Tensor | None
     _bound: Bound | None
+    _at_run_time: bool
     _handle: Tensor
 
     channel_axis: int
@@ -55,6 +57,7 @@ class QuantizedLayer(nn.Module):
         self.layout = layout
         self.backend = check_backend(backend)
         self._bound = None
+        self._at_run_time = not self.is_static
         self._handle = new_handle(self)
         self.weight = nn.Parameter(tensors["weight"], requires_grad=False)
         self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
@@ -87,6 +90,11 @@ class QuantizedLayer(nn.Module):
         specs = tensor_specs(layout, weight_shape_of(float_module))
         tensors = {name: torch.empty(shape, dtype=dtype, device=device) for name, (shape, dtype) in specs.items()}
         self._hold(layout, backend, tensors, float_module.bias)
+
+    @property
+    def is_static(self) -> bool:
+        """Whether inputs are quantized as calibrated."""
+        return not (self.layout.weight_only or self.layout.dynamic)
 
     def parts(self) -> tuple[QTensor, ...]:
         """Return the weight as quantized parts that share this layer's memory."""
@@ -135,6 +143,15 @@ class QuantizedLayer(nn.Module):
         self.backend = check_backend(backend)
         self._unbind()
 
+    def scale_at_run_time(self, on: bool) -> None:
+        """Scale quantized inputs by their own numbers from the next call on, or as calibrated again.
+
+        Only with their own is a first text token computed that is no multiple of the stored one. What is saved stays.
+        """
+        if on != self._at_run_time:
+            self._unbind()
+            self._at_run_time = on
+
     def forward(self, input: Tensor) -> Tensor:
         """Return the layer's output in the dtype of `input`, which has a gradient; see `input_gradient`.
 
@@ -155,9 +172,10 @@ class QuantizedLayer(nn.Module):
         bound = self._bound
         if bound is None or not bound.fits(self.weight, input, geometry):
             self._unbind()
-            parts = bind_parts(
-                self._geometry_module(), self.layout, self.parts(), self.activation(), backend=self.backend, x=input
-            )
+            layout, activation = self.layout, self.activation()
+            if self._at_run_time:
+                layout, activation = replace(layout, dynamic=True), None
+            parts = bind_parts(self._geometry_module(), layout, self.parts(), activation, backend=self.backend, x=input)
             kernel = self._compose(parts, input.dtype)
             # An offloaded layer's tensors come for one call alone: a kept kernel would keep them on the device.
             if is_offloaded(self):
@@ -222,7 +240,8 @@ class QuantizedLayer(nn.Module):
         bos = self.bos_row()
         if bos is None:
             return kernel
-        return BesideBosRow(kernel, BosRows(bos, self.bias, product=self._float_product, name=self.layout.name))
+        product = self._float_product if self._at_run_time else None
+        return BesideBosRow(kernel, BosRows(bos, self.bias, product=product, name=self.layout.name))
 
     def _float_product(self, x: Tensor) -> Tensor:
         return nn.functional.linear(x, self.float_weight().to(x.device))

@@ -208,29 +208,41 @@ def teach(pipe: DiffusionPipeline, word: str) -> None:
         pipe.load_textual_inversion({word: vector}, token=word, text_encoder=getattr(pipe, name), tokenizer=tokenizer)
 
 
-@pytest.mark.parametrize("strength", [0.01, 0.3])
+@pytest.mark.parametrize("strength", [0.001, 0.3])
 @pytest.mark.parametrize("family", UNETS)
-def test_an_adapted_text_encoder_has_right_rows_before_calibration_and_nearly_so_after_it(
-    family: str, strength: float
-) -> None:
+def test_an_adapted_text_encoder_draws_as_in_floating_point_calibrated_or_not(family: str, strength: float) -> None:
     def change(pipe: DiffusionPipeline) -> None:
         for name in encoders(pipe):
             adapt(getattr(pipe, name), strength)
 
     before = make_pair(family, change)
-    before.draw(AutoPipelineForText2Image.from_pipe)
+    assert psnr(*before.draw(AutoPipelineForText2Image.from_pipe)) > NEAR
     after = make_pair(family)
     change(after.plain)
     change(after.quantized)
     with nullcontext() if strength < 0.1 else pytest.warns(UserWarning, match="adapted text encoder"):
-        after.draw(AutoPipelineForText2Image.from_pipe, tolerance=MISFIT_LIMIT)
-
-
-def test_clip_skip_is_told_and_has_nearly_right_rows() -> None:
-    pair = make_pair("sdxl")
-    with pytest.warns(UserWarning, match="clip skip"):
-        wanted, found = pair.draw(AutoPipelineForText2Image.from_pipe, tolerance=0.5 / 127, clip_skip=1)
+        wanted, found = after.draw(AutoPipelineForText2Image.from_pipe, tolerance=MISFIT_LIMIT)
     assert psnr(wanted, found) > NEAR
+
+
+@pytest.mark.parametrize("family", UNETS)
+def test_clip_skip_is_told_and_draws_as_in_floating_point(family: str) -> None:
+    pair = make_pair(family)
+    # diffusers' own way for Stable Diffusion fails with transformers 5, which has moved the norm.
+    given = {"clip_skip": 1} if family == "sdxl" else {"prompt_embeds": last_but_one(pair.plain)}
+    with pytest.warns(UserWarning, match="clip skip"):
+        wanted, found = pair.draw(AutoPipelineForText2Image.from_pipe, tolerance=0.5 / 127, **given)
+    assert psnr(wanted, found) > NEAR
+
+
+@torch.no_grad()
+def last_but_one(pipe: DiffusionPipeline) -> Tensor:
+    """What Stable Diffusion reads with `clip_skip=1`: the states before the encoder's last layer, normalized."""
+    ids = pipe.tokenizer(PROMPTS[0], padding="max_length", return_tensors="pt").input_ids
+    encoder = pipe.text_encoder
+    (norm,) = (module for name, module in encoder.named_modules() if name.endswith("final_layer_norm"))
+    states: Tensor = norm(encoder(ids, output_hidden_states=True).hidden_states[-2])
+    return states
 
 
 @pytest.mark.parametrize("family", UNETS)

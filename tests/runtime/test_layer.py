@@ -219,9 +219,7 @@ def test_a_weight_that_is_set_by_hand_is_the_one_that_counts(layer: QuantizedLin
 def test_layers_say_what_they_are(layer: QuantizedLinear) -> None:
     assert isinstance(layer, QuantizedLayer)
     assert isinstance(layer, nn.Linear)
-    assert "in_features=9" in repr(layer)
-    assert "bits=W3A8" in repr(layer)
-    assert "splits=(4, 5)" in repr(layer)
+    assert all(fact in repr(layer) for fact in ("in_features=9", "bits=W3A8", "splits=(4, 5)"))
 
 
 def pickled(layer: nn.Module) -> nn.Module:
@@ -250,6 +248,7 @@ EVENTS: dict[str, Callable[[nn.Module], nn.Module]] = {
     "an assigned state": lambda layer: reloaded(layer, assign=True),
     "a copy": copy.deepcopy,
     "a file": pickled,
+    "another text": lambda layer: layer.scale_at_run_time(not layer._at_run_time) or layer,
 }
 
 

@@ -6,6 +6,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from mixdq.errors import BosNotConstantError
 from mixdq.quant.bos import BosRow, bos_projection
 from mixdq.quant.simulate import simulated_layer
 from mixdq.quant.weights import fake_quantize_weight, quantize_weight
@@ -94,12 +95,15 @@ def test_bos_row_is_independent_of_everything_else(quantized: Quantize) -> None:
     assert torch.equal(layer(x[:, :1]), y[:, :1])
 
 
-def test_another_first_token_goes_through_the_weight_with_a_warning(quantized: Quantize) -> None:
+def test_scaled_at_run_time_another_first_token_goes_through_the_weight_with_a_warning(quantized: Quantize) -> None:
     module = nn.Linear(12, 4)
     e = torch.randn(12) * 5
     bos = BosRow(input=e, output=module(e).detach())
     layer, x = quantized(module, "W8A8", bos=bos), torch.randn(2, 5, 12)
     x[0, 0], x[1, 0] = e, 0.9 * e + torch.randn(12)
+    with pytest.raises(BosNotConstantError, match="calibrate again"):
+        layer(x)
+    layer.scale_at_run_time(True)
     with pytest.warns(UserWarning, match="another clip skip"):
         y = layer(x)[:, 0]
     alpha, _ = bos_projection(x[:, 0], e)

@@ -16,6 +16,7 @@ from mixdq.integrations.diffusers.config import MixDQConfig, Recipe
 from mixdq.integrations.diffusers.on_the_fly import OnTheFly
 from mixdq.integrations.diffusers.opening import Opening
 from mixdq.integrations.saved_format import SavedModel
+from mixdq.runtime.another_text import follow_text, leave_text
 from mixdq.runtime.backends.cpu import CpuBackend
 from mixdq.runtime.between import remove_cpu_kernels, use_cpu_kernels
 from mixdq.runtime.binding import is_offloaded
@@ -114,6 +115,7 @@ class MixDQQuantizer(DiffusersQuantizer):  # type: ignore[misc]
         HEAP.give_back()
         if self.quantization_config.backend in (AUTO, CpuBackend.name):
             use_cpu_kernels(model)
+        follow_text(model)
         guard_adapters(model)
         log.info("MixDQ model: plan %s", self.quantization_config.saved.plan.name)
 
@@ -166,6 +168,7 @@ class MixDQQuantizer(DiffusersQuantizer):  # type: ignore[misc]
     def _dequantize(self, model: Any) -> Any:
         dtype = model.dtype
         release_adapters(model)
+        leave_text(model)
         remove_cpu_kernels(model)
         for name, module in list(model.named_modules()):
             if isinstance(module, QuantizedLinear | QuantizedConv2d):

@@ -1,0 +1,55 @@
+"""Text of another encoder than the calibrated one lies beyond calibrated ranges: inputs are then scaled at run time.
+
+Another clip skip or an adapted text encoder shows in the first token, which is the same for all prompts of one encoder.
+What its values become goes far beyond cross-attention, so all static layers of a denoiser change together, before the
+first of them runs; they change back with the calibrated encoder's next text. Kernels are bound anew at every change.
+Code that is compiled as a whole cannot look, and its layers refuse such texts until a call that is not has looked.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mixdq.quant.bos import MISFIT_LIMIT, bos_projection
+from mixdq.runtime.layer import QuantizedLayer
+
+TEXT, PLACE = "encoder_hidden_states", 2
+"""How diffusers' UNets are given the text embedding [batch, tokens, width]: the name, or the argument's place."""
+
+
+class TextFollower:
+    """The hook before a denoiser's call, which tells `layers` whether its first tokens are multiples of `state`."""
+
+    def __init__(self, layers: list[QuantizedLayer], state: Tensor) -> None:
+        self.layers, self.state = layers, state
+        self._scale_at_run_time(False)
+
+    def __call__(self, denoiser: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Look at the text of a call."""
+        text = kwargs.get(TEXT, args[PLACE] if len(args) > PLACE else None)
+        if torch.compiler.is_compiling() or text is None or text.shape[-1] != self.state.numel():
+            return
+        _, misfit = bos_projection(text[..., 0, :], self.state)
+        self._scale_at_run_time(not bool((misfit <= MISFIT_LIMIT).all()))
+
+    def _scale_at_run_time(self, on: bool) -> None:
+        for layer in self.layers:
+            layer.scale_at_run_time(on)
+
+
+def follow_text(denoiser: nn.Module) -> None:
+    """Have a quantized denoiser change as the text of its calls does; one without BOS rows or static layers stays."""
+    leave_text(denoiser)
+    layers = [module for module in denoiser.modules() if isinstance(module, QuantizedLayer)]
+    rows = [row for layer in layers if (row := layer.bos_row()) is not None]
+    if rows and any(layer.is_static for layer in layers):
+        follower = TextFollower(layers, rows[0].input.detach().to("cpu", copy=True))
+        denoiser.register_forward_pre_hook(follower, with_kwargs=True)
+
+
+def leave_text(denoiser: nn.Module) -> None:
+    """Undo `follow_text`."""
+    for key, hook in list(denoiser._forward_pre_hooks.items()):
+        if isinstance(hook, TextFollower):
+            del denoiser._forward_pre_hooks[key], denoiser._forward_pre_hooks_with_kwargs[key]

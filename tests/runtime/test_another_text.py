@@ -1,0 +1,131 @@
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from mixdq.errors import BosNotConstantError
+from mixdq.quant.bos import MISFIT_LIMIT, BosRow
+from mixdq.runtime.another_text import follow_text, leave_text
+from mixdq.runtime.linear import QuantizedLinear
+
+Quantize = Callable[..., QuantizedLinear]
+
+WIDTH = 9
+STATE = torch.full((WIDTH,), 50.0)
+
+
+class Denoiser(nn.Module):
+    """Reads a picture before its text, and what the text made of it after."""
+
+    def __init__(self, quantized: Quantize, bits: tuple[str, str, str], *, dynamic: bool = False) -> None:
+        super().__init__()
+        self.first, self.to_k, self.last = (
+            quantized(
+                nn.Linear(WIDTH, WIDTH),
+                width,
+                bos=BosRow(input=STATE, output=torch.ones(WIDTH)) if i == 1 else None,
+                dynamic=dynamic,
+            )
+            for i, width in enumerate(bits)
+        )
+
+    def forward(self, sample: Tensor, timestep: int, encoder_hidden_states: Tensor) -> Tensor:
+        y: Tensor = self.last(self.first(sample) + self.to_k(encoder_hidden_states).mean(1))
+        return y
+
+
+@pytest.fixture(params=[("W8A8", "W8A8", "W8A8"), ("W8A8", "W4A16", "W3A4")], ids="-".join)
+def pair(request: pytest.FixtureRequest, quantized: Quantize) -> tuple[Denoiser, Denoiser]:
+    """The same weights with static inputs and with dynamic ones."""
+    static = []
+    for dynamic in (False, True):
+        torch.manual_seed(1)
+        static.append(Denoiser(quantized, request.param, dynamic=dynamic))
+        follow_text(static[-1])
+    return static[0], static[1]
+
+
+def text(first: Tensor) -> Tensor:
+    states = torch.randn(2, 4, WIDTH, generator=torch.Generator().manual_seed(2))
+    states[:, 0] = first
+    return states
+
+
+def run(denoiser: nn.Module, first: Tensor) -> Tensor:
+    sample = torch.randn(2, WIDTH, generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        y: Tensor = denoiser(sample, 1, encoder_hidden_states=text(first))
+    return y
+
+
+FOREIGN = torch.linspace(-40.0, 60.0, WIDTH)
+
+
+@pytest.mark.filterwarnings("ignore:The first text token's state")
+def test_another_text_is_computed_as_by_the_dynamic_model_and_the_own_as_before(
+    pair: tuple[Denoiser, Denoiser],
+) -> None:
+    static, dynamic = pair
+    saved = {name: tensor.clone() for name, tensor in static.state_dict().items()}
+    own = run(static, STATE)
+    assert not torch.equal(own, run(dynamic, STATE))
+    for _ in range(2):
+        for first in (FOREIGN, 2 * FOREIGN, FOREIGN + STATE):
+            assert torch.equal(run(static, first), run(dynamic, first))
+        assert torch.equal(run(static, STATE), own)
+    run(static, FOREIGN)
+    assert all(torch.equal(tensor, saved[name]) for name, tensor in static.state_dict().items())
+
+
+@pytest.mark.filterwarnings("ignore:The first text token's state")
+def test_the_first_call_of_all_and_of_a_copy_are_like_any(pair: tuple[Denoiser, Denoiser]) -> None:
+    static, dynamic = pair
+    wanted = run(dynamic, FOREIGN)
+    twin = copy.deepcopy(static)
+    assert torch.equal(run(static, FOREIGN), wanted)
+    # Neither knows of the other's texts.
+    own = run(twin, STATE)
+    assert torch.equal(run(static, FOREIGN), wanted)
+    assert torch.equal(run(copy.deepcopy(static), STATE), own)
+
+
+@pytest.mark.parametrize("factor", [0.0, 0.5, 1.0 + 0.5 * MISFIT_LIMIT])
+def test_multiples_of_the_stored_state_are_no_other_text(pair: tuple[Denoiser, Denoiser], factor: float) -> None:
+    static, _ = pair
+    run(static, factor * STATE)
+    assert not static.to_k._at_run_time
+    assert not static.last._at_run_time
+
+
+def test_one_foreign_sample_is_enough(pair: tuple[Denoiser, Denoiser]) -> None:
+    static, dynamic = pair
+    mixed = torch.stack([STATE, FOREIGN])
+    with pytest.warns(UserWarning, match="scaled at run time"):
+        assert torch.equal(run(static, mixed), run(dynamic, mixed))
+
+
+@pytest.mark.filterwarnings("ignore:The first text token's state")
+def test_compiled_whole_it_refuses_another_text_that_no_other_call_has_seen(pair: tuple[Denoiser, Denoiser]) -> None:
+    static, dynamic = pair
+    torch._dynamo.reset()
+    whole = torch.compile(static, backend="aot_eager", fullgraph=True)
+    own = run(whole, STATE)
+    with pytest.raises(BosNotConstantError, match="compiled as a whole"):
+        run(whole, FOREIGN)
+    assert torch.equal(run(whole, STATE), own)
+    run(static, FOREIGN)
+    assert torch.equal(run(whole, FOREIGN), run(dynamic, FOREIGN))
+    torch._dynamo.reset()
+
+
+def test_where_nothing_is_static_or_stored_nothing_is_watched(pair: tuple[Denoiser, Denoiser]) -> None:
+    static, dynamic = pair
+    assert len(static._forward_pre_hooks) == 1
+    assert not dynamic._forward_pre_hooks
+    follow_text(static)
+    assert len(static._forward_pre_hooks) == 1
+    leave_text(static)
+    assert not static._forward_pre_hooks
+    assert not static._forward_pre_hooks_with_kwargs
