@@ -63,4 +63,9 @@ def find_family(pipe: DiffusionPipeline) -> ModelFamily:
     denoiser = next((components[key] for key in ("transformer", "unet", "prior") if components.get(key)), None)
     having = f" with a {type(denoiser).__name__}" if denoiser is not None else ""
     known = "; ".join(f"{family.name}: {family.description}" for family in FAMILIES)
-    raise UnsupportedModelError(f"no model family knows {type(pipe).__name__}{having}. There are {known}.")
+    kind = type(denoiser).__name__ if denoiser is not None else "MODEL"
+    raise UnsupportedModelError(
+        f"no model family knows {type(pipe).__name__}{having}. There are {known}. Hand over such a pipeline, if one "
+        f"can be made of the same parts; or quantize without calibration, while it loads: {kind}.from_pretrained(..., "
+        'quantization_config=mixdq.MixDQConfig(weight_bits=8, activation_bits=8, activations="dynamic"))'
+    )
