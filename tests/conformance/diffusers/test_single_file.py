@@ -1,6 +1,7 @@
 """One `.safetensors` file of the community's layout, quantized while diffusers reads it."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from mixdq.errors import ArtifactFormatError, ConfigError
 from mixdq.integrations.diffusers import MixDQConfig
-from mixdq.testing import tiny_sdxl_pipeline
+from mixdq.testing import tiny_sd_pipeline, tiny_sdxl_pipeline
 
 RECIPE: dict[str, Any] = {"weight_bits": 4, "backend": "reference"}
 PREFIX = "model.diffusion_model."
@@ -62,9 +63,11 @@ def community_name(name: str) -> str:
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a pipeline, and its UNet in one file beside it."""
-    folder = tmp_path_factory.mktemp("single")
-    pipe = tiny_sdxl_pipeline()
+    return save_both(tiny_sdxl_pipeline(), tmp_path_factory.mktemp("single"))
+
+
+def save_both(pipe: Any, folder: Path) -> Path:
+    """Return the folder with a pipeline, and its UNet in one file beside it."""
     pipe.save_pretrained(folder / "pipeline")
     content = {community_name(name): tensor for name, tensor in pipe.unet.state_dict().items()}
     save_file(content, folder / "model.safetensors")
@@ -75,7 +78,9 @@ def from_file(path: Path, pipeline: Path, **options: Any) -> UNet2DConditionMode
     return UNet2DConditionModel.from_single_file(str(path), config=str(pipeline), subfolder="unet", **options)
 
 
-def test_it_gives_the_model_that_the_folder_gives(saved: Path) -> None:
+@pytest.mark.parametrize("make", [tiny_sdxl_pipeline, tiny_sd_pipeline])
+def test_it_gives_the_model_that_the_folder_gives(make: Callable[[], Any], tmp_path: Path) -> None:
+    saved = save_both(make(), tmp_path)
     one = from_file(saved / "model.safetensors", saved / "pipeline", quantization_config=MixDQConfig(**RECIPE))
     other = UNet2DConditionModel.from_pretrained(saved / "pipeline" / "unet", quantization_config=MixDQConfig(**RECIPE))
     expected = other.state_dict()
