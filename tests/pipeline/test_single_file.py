@@ -1,18 +1,20 @@
 """Checkpoints in one file: written here from a diffusers pipeline, in the layout that communities share."""
 
 import re
+from collections.abc import Iterator
+from functools import partial
 
 import huggingface_hub.constants
 import pytest
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from mixdq.errors import UnsupportedModelError
 from mixdq.pipeline.generate import GenerationSpec, generate
 from mixdq.pipeline.load import load_pipeline
-from mixdq.testing import tiny_sd_pipeline
+from mixdq.testing import tiny_sd_pipeline, tiny_sdxl_pipeline
 
 RESNET = {
     "norm1.": "in_layers.0.",
@@ -25,6 +27,8 @@ RESNET = {
 UNET = {
     "time_embedding.linear_1.": "time_embed.0.",
     "time_embedding.linear_2.": "time_embed.2.",
+    "add_embedding.linear_1.": "label_emb.0.0.",
+    "add_embedding.linear_2.": "label_emb.0.2.",
     "conv_in.": "input_blocks.0.0.",
     "conv_norm_out.": "out.0.",
     "conv_out.": "out.2.",
@@ -80,14 +84,41 @@ def in_one_file(pipe: DiffusionPipeline) -> dict[str, Tensor]:
         # There attention is of convolutions.
         linear = ".attentions." in name and name.endswith("weight") and tensor.ndim == 2
         tensors[f"first_stage_model.{renamed(name, VAE)}"] = tensor[..., None, None] if linear else tensor
-    for name, tensor in pipe.text_encoder.state_dict().items():
-        tensors[f"cond_stage_model.transformer.text_model.{name.removeprefix('text_model.')}"] = tensor
+    if "text_encoder_2" in pipe.components:
+        tensors |= {f"conditioner.embedders.1.model.{name}": tensor for name, tensor in open_clip(pipe.text_encoder_2)}
+    else:
+        for name, tensor in pipe.text_encoder.state_dict().items():
+            tensors[f"cond_stage_model.transformer.text_model.{name.removeprefix('text_model.')}"] = tensor
     return {name: tensor.contiguous() for name, tensor in tensors.items()}
 
 
-@pytest.fixture(scope="module")
-def pipe() -> DiffusionPipeline:
-    pipe = tiny_sd_pipeline()
+OPEN_CLIP = {
+    "encoder.layers.": "transformer.resblocks.",
+    "layer_norm1.": "ln_1.",
+    "layer_norm2.": "ln_2.",
+    "mlp.fc1.": "mlp.c_fc.",
+    "mlp.fc2.": "mlp.c_proj.",
+    "self_attn.": "attn.",
+    "final_layer_norm.": "ln_final.",
+    "embeddings.token_embedding.": "token_embedding.",
+    "embeddings.position_embedding.weight": "positional_embedding",
+}
+
+
+def open_clip(encoder: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """SDXL's second text encoder in the layout that it was trained in: queries, keys and values in one."""
+    state = {name.removeprefix("text_model."): tensor for name, tensor in encoder.state_dict().items()}
+    yield "text_projection", state.pop("text_projection.weight").T
+    for name in list(state):
+        if ".q_proj." in name:
+            joined = torch.cat([state.pop(name.replace(".q_", f".{kind}_")) for kind in "qkv"])
+            yield renamed(name, OPEN_CLIP).replace("q_proj.", "in_proj_"), joined
+    for name, tensor in state.items():
+        yield renamed(name, OPEN_CLIP), tensor
+
+
+def with_whole_vae(pipe: DiffusionPipeline) -> DiffusionPipeline:
+    """Give a tiny pipeline an autoencoder of the kind that checkpoints hold."""
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(0)
         pipe.register_modules(
@@ -103,6 +134,11 @@ def pipe() -> DiffusionPipeline:
 
 
 @pytest.fixture(scope="module")
+def pipe() -> DiffusionPipeline:
+    return with_whole_vae(tiny_sd_pipeline())
+
+
+@pytest.fixture(scope="module")
 def tensors(pipe) -> dict[str, Tensor]:
     return in_one_file(pipe)
 
@@ -114,14 +150,15 @@ def offline(monkeypatch, tmp_path) -> None:
 
 
 @pytest.mark.usefixtures("offline")
-def test_checkpoint_with_its_configuration_beside_it_is_the_pipeline_it_was_made_from(pipe, tensors, tmp_path) -> None:
-    file = tmp_path / "model-1.5.safetensors"
-    save_file(tensors, file)
+@pytest.mark.parametrize("make", [tiny_sd_pipeline, partial(tiny_sdxl_pipeline, text_encoders=1)], ids=["sd", "sdxl"])
+def test_checkpoint_with_its_configuration_beside_it_is_the_pipeline_it_was_made_from(make, tmp_path) -> None:
+    pipe, file = with_whole_vae(make()), tmp_path / "model-1.5.safetensors"
+    save_file(in_one_file(pipe), file)
     pipe.save_pretrained(tmp_path / "model-1.5")
     for weights in (tmp_path / "model-1.5").rglob("*.safetensors"):
         weights.unlink()
     opened = load_pipeline(file)
-    for part in ("unet", "vae", "text_encoder"):
+    for part in ("unet", "vae", "text_encoder" if getattr(pipe, "text_encoder", None) else "text_encoder_2"):
         expected = getattr(pipe, part).state_dict()
         found = getattr(opened, part).state_dict()
         assert {name: tensor for name, tensor in expected.items() if not torch.equal(tensor, found[name])} == {}
