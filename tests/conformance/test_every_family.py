@@ -19,7 +19,7 @@ from mixdq.pipeline.family import find_family
 from mixdq.pipeline.generate import GenerationSpec
 from mixdq.runtime.kernels import native
 from mixdq.store.plan_file import write_plan
-from mixdq.testing import tiny_flux_pipeline, tiny_sd3_pipeline, tiny_sd_pipeline
+from mixdq.testing import HEAD_WIDTH, HEADS, tiny_flux_pipeline, tiny_sd3_pipeline, tiny_sd_pipeline
 from mixdq.types.plan import BitPlan, LayerBits
 from mixdq.workflow.session import Session
 from mixdq.workflow.transfer import apply_plan
@@ -185,3 +185,41 @@ def test_a_plan_is_carried_to_a_fine_tune(subject: Subject, tmp_path: Path) -> N
     check, receipt = apply_plan(session, tmp_path / "plan.toml")
     assert check.outcome == "holds"
     assert {layer.layer: layer.bits for layer in receipt.layers} == plan.layers
+
+
+def test_flux_follows_a_picture_prompt_as_its_dequantized_self_does(tmp_path: Path) -> None:
+    subject, width, tokens = Subject("flux", tmp_path), 8, 4
+    subject.denoiser().save_pretrained(tmp_path)
+    draw, pictures = torch.Generator().manual_seed(2), []
+    text = subject.denoiser().config.joint_attention_dim
+    shapes = {"weight": (HEADS * HEAD_WIDTH, text), "bias": (HEADS * HEAD_WIDTH,)}
+    content = {
+        "image_proj": {
+            "proj.weight": torch.randn(tokens * text, width, generator=draw),
+            "proj.bias": torch.zeros(tokens * text),
+            "norm.weight": torch.ones(text),
+            "norm.bias": torch.zeros(text),
+        },
+        "ip_adapter": {
+            f"0.to_{each}_ip.{part}": torch.randn(shape, generator=draw)
+            for each in "kv"
+            for part, shape in shapes.items()
+        },
+    }
+    embeds = [torch.linspace(-1, 1, width).expand(1, 1, width)]
+    shown = {"ip_adapter_image_embeds": embeds, "negative_ip_adapter_image_embeds": embeds}
+    for model in (subject.open(), subject.open().dequantize()):
+        pipe = subject.pipe(model)
+        before = drawn(pipe)
+        pipe.load_ip_adapter(content, "", "", image_encoder_pretrained_model_name_or_path=None)
+        pictures.append(drawn(pipe, **shown))
+        pipe.unload_ip_adapter()
+        assert torch.equal(drawn(pipe), before)
+    assert psnr(*pictures) > 60
+    assert psnr(pictures[0], before) < 40
+
+
+def drawn(pipe: Any, **options: Any) -> Tensor:
+    given = {"num_inference_steps": 1, "guidance_scale": 1.0, "height": 16, "width": 16, "output_type": "pt"}
+    images: Tensor = pipe("a red dog", **given, generator=torch.Generator().manual_seed(0), **options).images
+    return images
