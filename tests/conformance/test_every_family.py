@@ -146,6 +146,8 @@ def test_integer_kernels_on_the_cpu_draw_as_the_reference_does(subject: Subject)
 
 
 def test_compiled_whole_without_a_graph_break_it_draws_nearly_the_same(subject: Subject) -> None:
+    if subject.family == "sd":
+        pytest.skip("its blocks are SDXL's, which tests/end_to_end compiles; compiling a UNet takes long")
     model = subject.open()
     wanted = subject.draw(model)
     torch._dynamo.reset()
