@@ -11,6 +11,7 @@ MixDQError
 +-- InfeasibleBudgetError      carries the least and the greatest budget that is possible
 +-- PlanError                  carries every disagreement between a plan and a model, not only the first
 +-- NoBackendError             carries backend -> reasons
++-- ClusterError               no cluster there, or its workers are not fit for the work
 +-- ArtifactError
     +-- ArtifactFormatError    foreign, torn or newer file
     +-- StaleArtifactError     made from other inputs than the present ones
@@ -19,10 +20,15 @@ Errors of the system (disk full, no permission) stay OSError; the command line w
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 
 class MixDQError(Exception):
-    """The root of the tree: something a user can put right; the text says how."""
+    """The root of the tree: something a user can put right; the text says how. Travels whole between processes."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # An exception is otherwise made again from its text alone, without what it carries.
+        return Exception.__new__, (type(self), *self.args), self.__dict__
 
 
 class UnsupportedModelError(MixDQError):
@@ -80,6 +86,10 @@ class NoBackendError(MixDQError):
     def __init__(self, message: str, *, refusals: Mapping[str, Sequence[str]]) -> None:
         super().__init__(message)
         self.refusals = {name: tuple(reasons) for name, reasons in refusals.items()}
+
+
+class ClusterError(MixDQError):
+    """A cluster cannot be reached, or its workers hold another MixDQ or model, or do not last."""
 
 
 class ArtifactError(MixDQError):

@@ -1,4 +1,6 @@
+import copy
 import inspect
+import pickle
 
 import pytest
 
@@ -30,7 +32,7 @@ def test_every_error_is_ours() -> None:
     assert all(issubclass(one, MixDQError) for one in ALL.values())
 
 
-@pytest.mark.parametrize(
+CARRYING = pytest.mark.parametrize(
     ("error", "attribute", "value"),
     [
         (NonFiniteError("x", where="conv_in"), "where", "conv_in"),
@@ -40,6 +42,18 @@ def test_every_error_is_ours() -> None:
         (NoBackendError("x", refusals={"cpu": ["no"]}), "refusals", {"cpu": ("no",)}),
     ],
 )
+
+
+@CARRYING
 def test_errors_carry_what_they_say(error, attribute, value) -> None:
     assert str(error) == "x"
     assert getattr(error, attribute) == value
+
+
+@CARRYING
+@pytest.mark.parametrize("travel", [lambda error: pickle.loads(pickle.dumps(error)), copy.copy])
+def test_what_errors_carry_arrives_in_another_process(travel, error, attribute, value) -> None:
+    arrived = travel(error)
+    assert type(arrived) is type(error)
+    assert str(arrived) == "x"
+    assert getattr(arrived, attribute) == value
