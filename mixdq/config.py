@@ -62,12 +62,16 @@ class CalibrationConfig(_Section):
 
 
 class SensitivityConfig(_Section):
-    """How the cost of each layer is measured."""
+    """How the cost of each layer is measured, and by whom: `engine` is "local", or "ray" for a cluster.
+
+    `address` is the Ray cluster's, "host:port" or "auto"; without one it is started on this machine.
+    """
 
     prompts: str | None = None
     num_prompts: Positive = 4
     ssim_window: int = Field(default=11, ge=3)
     engine: str = "local"
+    address: str | None = None
 
     @model_validator(mode="after")
     def _odd_window(self) -> Self:

@@ -22,3 +22,5 @@ ActivationScales = Annotated[
     typer.Option("--activations", help="static: scaled as calibrated (default); dynamic: at run time, each row."),
 ]
 BackendName = Annotated[str | None, typer.Option("--backend", help="auto, or the name of one (see mixdq doctor).")]
+EngineName = Annotated[str | None, typer.Option("--engine", help="Who measures: local (default), or ray: a cluster.")]
+Address = Annotated[str | None, typer.Option(help="The Ray cluster, host:port or auto (default: one is started here).")]

@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
 from types import MappingProxyType
 
-from mixdq.errors import ConfigError
 from mixdq.pipeline.family import ModelFamily, Pipeline
 from mixdq.pipeline.generate import GenerationSpec
 from mixdq.pipeline.trace import record_calls
-from mixdq.sensitivity.engines import ENGINES
+from mixdq.sensitivity.engines.base import Engine
+from mixdq.sensitivity.engines.local import run_local
 from mixdq.sensitivity.resume import MemorySink, Sink
 from mixdq.sensitivity.trial import Trial, TrialScorer, list_trials
 from mixdq.types.layers import Group, LayerTable
@@ -43,7 +43,7 @@ def measure(
     rounding: str = "nearest",
     activations: Activations = "static",
     batch_size: int = 8,
-    engine: str = "local",
+    engine: Engine = run_local,
     resume: Sink | None = None,
     progress: Progress = no_progress,
 ) -> SensitivityTable:
@@ -58,18 +58,16 @@ def measure(
         symmetric, rounding: how weights are quantized.
         activations: whether inputs are scaled as calibrated or at run time.
         batch_size: prompts in one denoiser call; pictures differ by float rounding from one batch size to another.
-        engine: who runs the trials, a name of `ENGINES`.
+        engine: who runs the trials, from `mixdq.sensitivity.engines.find_engine`; the scores do not depend on it.
         resume: scores measured before with the same settings, and where each new one goes as soon as it is known; its
             origin becomes the table's. Only the scores asked for are returned, whatever else it holds.
         progress: told after each trial.
 
     Raises:
-        ConfigError: no metric or engine has that name.
+        ConfigError: no metric has that name.
         CalibrationError: the record is not of this model.
         NonFiniteError: a trial gives NaN, and the layer is named; or the floating-point model does.
     """
-    if engine not in ENGINES:
-        raise ConfigError(f"engine = {engine!r}: expected one of {', '.join(sorted(ENGINES))}")
     trials = list_trials(table, weight_bits, activation_bits, metric_of)
     sink: Sink = resume if resume is not None else MemorySink({"model": table.digest, "prompts": _digest(prompts)})
     left = _without(trials, sink.done)
@@ -87,7 +85,7 @@ def measure(
             rounding=rounding,
             activations=activations,
         )
-        for done, scores in enumerate(ENGINES[engine](left, scorer), start=len(trials) - len(left) + 1):
+        for done, scores in enumerate(engine(left, scorer), start=len(trials) - len(left) + 1):
             for score in scores:
                 sink.append(score)
                 log.debug("%s %s %d: %s %.6g", score.layer, score.role, score.num_bits, score.metric, score.value)

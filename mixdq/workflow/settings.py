@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     import torch
 
     from mixdq.pipeline.family import Pipeline
+    from mixdq.sensitivity.engines.base import Engine
 
 
 TRAVELLING = {"generation", "calibration", "selection", "conversion", "evaluation"}
@@ -92,6 +93,41 @@ def with_budget(
         "weight_bytes": None if weight_mib is None else int(weight_mib * 2**20),
     }
     return build_config(_merged(base, {"allocation": given}), "options")
+
+
+def with_engine(config: RunConfig, *, engine: str | None = None, address: str | None = None) -> RunConfig:
+    """Return the settings with another engine for sensitivity; what is None stays as it was.
+
+    Raises:
+        ConfigError: an address is given for the engine "local", which has none.
+    """
+    base = config.model_dump(mode="python", exclude_none=True)
+    changed = build_config(_merged(base, {"sensitivity": {"engine": engine, "address": address}}), "options")
+    if address is not None and changed.sensitivity.engine == "local":
+        raise ConfigError(f"address = {address!r}: the engine 'local' has none; say --engine ray as well")
+    return changed
+
+
+def engine_of(config: RunConfig, *, in_memory: bool) -> "Engine":
+    """Return the engine for sensitivity; `in_memory` says that no other process could read the model.
+
+    Raises:
+        ConfigError: there is no such engine, or it cannot work with this model.
+        ClusterError: its cluster cannot be reached.
+    """
+    from mixdq.sensitivity.engines import find_engine
+    from mixdq.sensitivity.engines.worker import ModelSource
+
+    source = None
+    if not in_memory:
+        path = Path(config.model.path).expanduser()
+        source = ModelSource(
+            path=str(path.absolute()) if path.exists() else config.model.path,
+            dtype=dtype_of(config),
+            device=device_of(config),
+            variant=config.model.variant,
+        )
+    return find_engine(config.sensitivity.engine, source=source, address=config.sensitivity.address)
 
 
 def calibration_prompts(config: RunConfig) -> tuple[str, ...]:

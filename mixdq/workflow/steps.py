@@ -34,6 +34,7 @@ from mixdq.workflow.settings import (
     calibration_prompts,
     device_of,
     dtype_of,
+    engine_of,
     generation_of,
     selection_prompts,
     sensitivity_prompts,
@@ -47,8 +48,10 @@ def run(session: Session) -> tuple[list[Evaluation], Path]:
 
     Raises:
         NoBackendError: nobody runs quantized layers where the model is to be; said here, before any long work.
+        ConfigError, ClusterError: the engine for sensitivity cannot work; said here too.
     """
     check_backend(session)
+    engine_of(session.config, in_memory=session.in_memory)
     evaluations = evaluate(session)
     return evaluations, report(session)
 
@@ -142,6 +145,7 @@ def measure(session: Session, *, metric_of: dict[Group, tuple[str, ...]] | None 
 
     Raises:
         ArtifactFormatError: everything was asked for, and the table is damaged.
+        ConfigError, ClusterError: the engine cannot work.
     """
     record = calibrate(session, own=False)
     table = inspect(session, own=False)
@@ -165,6 +169,7 @@ def measure(session: Session, *, metric_of: dict[Group, tuple[str, ...]] | None 
             session.say_up_to_date(path)
             known = {score.key: score for score in log.table.scores}
             return SensitivityTable(scores=tuple(known[key] for key in keys), origin=log.table.origin)
+        engine = engine_of(config, in_memory=session.in_memory)
         return sensitivity.measure(
             session.pipe,
             session.family,
@@ -180,7 +185,7 @@ def measure(session: Session, *, metric_of: dict[Group, tuple[str, ...]] | None 
             rounding=config.conversion.rounding,
             activations=config.conversion.activations,
             batch_size=config.generation.batch_size,
-            engine=config.sensitivity.engine,
+            engine=engine,
             resume=log,
             progress=session.progress,
         )

@@ -3,7 +3,9 @@
 from mixdq.cli.options import (
     ActivationBits,
     ActivationScales,
+    Address,
     BackendName,
+    EngineName,
     GuidanceScale,
     Keep,
     Model,
@@ -32,10 +34,12 @@ def command(
     keep: Keep = None,
     backend: BackendName = None,
     activations: ActivationScales = None,
+    engine: EngineName = None,
+    address: Address = None,
 ) -> None:
     """Quantize MODEL; OUT/model is a plain diffusers folder, OUT/report.html the proof that its pictures are good."""
     from mixdq.workflow import steps as workflow
-    from mixdq.workflow.settings import configured, with_budget
+    from mixdq.workflow.settings import configured, with_budget, with_engine
 
     config = configured(
         output,
@@ -50,6 +54,7 @@ def command(
         activations=activations,
     )
     config = with_budget(config, weight_bits=weight_bits, activation_bits=activation_bits, weight_mib=weight_mib)
+    config = with_engine(config, engine=engine, address=address)
     with started(output, config) as session:
         evaluations, report = workflow.run(session)
     evaluation_table(evaluations)

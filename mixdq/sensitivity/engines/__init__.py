@@ -1,22 +1,31 @@
 """Who runs the trials of a sensitivity analysis: engines by name."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Protocol
 
+from mixdq.errors import ConfigError
+from mixdq.sensitivity.engines.base import Engine
 from mixdq.sensitivity.engines.local import run_local
-from mixdq.sensitivity.trial import Trial
-from mixdq.types.scores import Score
+from mixdq.sensitivity.engines.ray import ray_engine
+from mixdq.sensitivity.engines.worker import ModelSource
+
+ENGINES: Mapping[str, Callable[[ModelSource | None, str | None], Engine]] = MappingProxyType(
+    {"local": lambda source, address: run_local, "ray": ray_engine}
+)
 
 
-class Engine(Protocol):
-    """Runs `score` on every trial and yields the results in the order of the trials, each as soon as it is known."""
+def find_engine(name: str, *, source: ModelSource | None = None, address: str | None = None) -> Engine:
+    """Return the engine of that name.
 
-    def __call__(
-        self, trials: Sequence[Trial], score: Callable[[Trial], tuple[Score, ...]]
-    ) -> Iterator[tuple[Score, ...]]:
-        """Yield the scores of each trial."""
-        ...
+    Args:
+        name: a name of `ENGINES`.
+        source: where other processes read the model; None for a model that is in this one's memory alone.
+        address: where the cluster is, for engines that have one.
 
-
-ENGINES: Mapping[str, Engine] = MappingProxyType({"local": run_local})
+    Raises:
+        ConfigError: there is no such engine, or it cannot work here.
+        ClusterError: nothing answers at the address.
+    """
+    if name not in ENGINES:
+        raise ConfigError(f"engine = {name!r}: expected one of {', '.join(sorted(ENGINES))}")
+    return ENGINES[name](source, address)

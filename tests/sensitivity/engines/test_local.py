@@ -1,4 +1,3 @@
-from mixdq.sensitivity.engines import ENGINES
 from mixdq.sensitivity.engines.local import run_local
 from mixdq.sensitivity.trial import Trial
 from mixdq.types.scores import Score
@@ -17,7 +16,3 @@ def test_trials_run_one_by_one_in_order_and_only_when_asked_for() -> None:
     assert next(results)[0].num_bits == 2
     assert ran == [2]
     assert [scores[0].num_bits for scores in results] == [4, 8]
-
-
-def test_it_goes_by_its_name() -> None:
-    assert ENGINES["local"] is run_local

@@ -1,0 +1,209 @@
+"""The engine "ray": trials on several processes, GPUs or machines, by Ray.
+
+One task is one trial; a worker is a Ray actor that holds the model (see `worker`). A worker that dies is replaced and
+its trial dealt again. Of what has been measured, a driver that is killed loses at most `AHEAD` trials a worker.
+"""
+
+import importlib.util
+import logging
+import os
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from mixdq.errors import ClusterError, ConfigError, MixDQError
+from mixdq.sensitivity.engines.base import Engine
+from mixdq.sensitivity.engines.dealing import Deal
+from mixdq.sensitivity.engines.worker import ModelSource, Recipe, Worker, code
+from mixdq.sensitivity.trial import Trial, TrialScorer
+from mixdq.types.scores import Score
+
+log = logging.getLogger(__name__)
+
+AHEAD = 4
+"""Trials a worker that may be dealt beyond the first one whose scores are missing."""
+LOSSES = 3
+"""How many workers may be lost for each there is before something else must have gone well."""
+SECONDS_TO_ANSWER = 5.0
+SECONDS_TO_START = 60.0
+"""After so long without a worker the log says what is waited for."""
+
+Result = tuple[Score, ...] | MixDQError
+
+
+def ray_engine(source: ModelSource | None, address: str | None) -> Engine:
+    """Return the engine for the cluster at `address` ("host:port" or "auto"), or for one of its own on this machine.
+
+    Raises:
+        ConfigError: Ray is not installed, the address is none, or the model is in memory alone.
+        ClusterError: nothing answers at the address.
+    """
+    if importlib.util.find_spec("ray") is None:
+        raise ConfigError("engine = 'ray': Ray is not installed. `pip install 'mixdq[ray]'` does it.")
+    if source is None:
+        raise ConfigError(
+            "engine = 'ray': its workers read the model from a folder or the hub, and this one is in memory alone. "
+            "Save it with save_pretrained() and name the folder, or say engine = 'local'."
+        )
+    if address not in (None, "auto"):
+        _reach(str(address))
+    return partial(run_ray, source, address)
+
+
+def run_ray(
+    source: ModelSource, address: str | None, trials: Sequence[Trial], scorer: TrialScorer
+) -> Iterator[tuple[Score, ...]]:
+    """Yield the scores of each trial, in order; each worker reads the model from `source`.
+
+    A worker has as many threads as torch has here, for the scores depend on that.
+
+    Raises:
+        ClusterError: there is no room for a worker, a worker is not fit for the work, or too many die.
+        NonFiniteError: as `TrialScorer`.
+    """
+    gpu = source.device.startswith("cuda")
+    # Ray shows each worker its own GPU alone.
+    recipe = Recipe.of(scorer, replace(source, device="cuda") if gpu else source)
+    need = {"CPU": 1, "GPU": 1} if gpu else {"CPU": recipe.threads}
+    with _connected(address) as ray:
+        room = _room(ray, need)
+        if not any(room):
+            raise ClusterError(
+                f"no machine of the cluster has what one worker needs: {_listed(need)}. "
+                "OMP_NUM_THREADS sets the CPUs of a worker, and of the local engine."
+            )
+        count = min(sum(room), len(trials))
+        log.info("%d workers on %d machines, each with %s", count, sum(map(bool, room)), _listed(need))
+        actor = ray.remote(Worker).options(num_cpus=need["CPU"], num_gpus=need.get("GPU", 0))
+        crew, deal = _Crew(ray, actor, recipe, count), Deal[Result](len(trials), AHEAD * count)
+        while not deal.finished:
+            while crew.idle and (piece := deal.deal()) is not None:
+                crew.give(piece, trials[piece])
+            ended, result = crew.ended()
+            if ended is not None and result is not None:
+                deal.finish(ended, result)
+            elif ended is not None:
+                deal.lose(ended)
+            for known in deal.take():
+                if isinstance(known, MixDQError):
+                    raise known
+                yield known
+
+
+class _Crew:
+    """Workers: each starting, at one trial, or idle. One that is lost is replaced."""
+
+    def __init__(self, ray: Any, actor: Any, recipe: Recipe, count: int) -> None:
+        self._ray, self._actor, self._recipe = ray, actor, ray.put(recipe)
+        self._count, self._lost = count, 0
+        self._tasks: dict[Any, tuple[Any, int | None]] = {}
+        self.idle: list[Any] = []
+        for _ in range(count):
+            self._hire()
+
+    def give(self, piece: int, trial: Trial) -> None:
+        """Have an idle worker score a trial."""
+        worker = self.idle.pop()
+        self._tasks[worker.score.remote(trial)] = (worker, piece)
+
+    def ended(self) -> tuple[int | None, Result | None]:
+        """Wait until a worker is ready, has a result, or is lost; return its piece (None at its start) and the result.
+
+        The result of a lost worker is None.
+        """
+        task = self._first()
+        worker, piece = self._tasks.pop(task)
+        errors = self._ray.exceptions
+        try:
+            result: Result | None = self._ray.get(task)
+        except errors.RayTaskError as error:
+            if not isinstance(error.cause, MixDQError):
+                raise ClusterError(f"a worker failed: {error.cause!r}. What has been measured is kept.") from error
+            if piece is None:
+                raise error.cause from None
+            result = error.cause
+        except errors.RayError as error:
+            self._replace(worker, str(error))
+            return piece, None
+        self.idle.append(worker)
+        if piece is not None:
+            self._lost = 0
+        return piece, result
+
+    def _hire(self) -> None:
+        worker = self._actor.remote()
+        # Where the check fails, its error comes out of `open`, which is not run then.
+        self._tasks[worker.open.remote(self._recipe, worker.check.remote(code()))] = (worker, None)
+
+    def _replace(self, worker: Any, why: str) -> None:
+        self._ray.kill(worker)
+        self._lost += 1
+        if self._lost > LOSSES * self._count:
+            raise ClusterError(
+                f"{self._lost} workers ended without a result, one after the other; the last: {why.strip()} "
+                "What has been measured is kept. Where memory is short, give fewer processors to the cluster."
+            )
+        log.warning("a worker was lost; another takes its place")
+        log.debug("%s", why)
+        self._hire()
+
+    def _first(self) -> Any:
+        while True:
+            ready, _ = self._ray.wait(list(self._tasks), timeout=SECONDS_TO_START)
+            if ready:
+                return ready[0]
+            if all(piece is None for _, piece in self._tasks.values()):
+                log.warning("still no worker: the model is being read, or the cluster has other work")
+
+
+@contextmanager
+def _connected(address: str | None) -> Iterator[Any]:
+    """Yield Ray, connected to the cluster at `address`, or to one that lasts as long as this."""
+    # Unless told otherwise Ray reports to its makers how it is used.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    import ray
+    import ray.exceptions
+
+    own: dict[str, Any] = {"include_dashboard": False} if address is None else {}
+    try:
+        try:
+            ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **own)
+        except (OSError, RuntimeError, ValueError) as error:
+            where = "can be started here" if address is None else f"answers at address = {address!r}"
+            raise ClusterError(f"no Ray cluster {where}: {str(error).strip() or repr(error)}") from error
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+def _reach(address: str) -> None:
+    """Return if something listens at the address: Ray itself takes minutes to say that nothing does."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or "/" in host:
+        raise ConfigError(
+            f"address = {address!r}: expected host:port, as `ray start --head` prints it, or 'auto' for the cluster "
+            "that runs on this machine"
+        )
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=SECONDS_TO_ANSWER).close()
+    except (OSError, OverflowError) as error:
+        raise ClusterError(
+            f"address = {address!r}: nothing answers there ({error}). `ray status --address {address}` on a machine of "
+            "the cluster says whether it runs; without an address a cluster is started on this machine."
+        ) from error
+
+
+def _room(ray: Any, need: Mapping[str, int]) -> list[int]:
+    """Return how many workers each machine of the cluster can hold."""
+    return [
+        int(min(node["Resources"].get(kind, 0) // count for kind, count in need.items()))
+        for node in ray.nodes()
+        if node["Alive"]
+    ]
+
+
+def _listed(need: Mapping[str, int]) -> str:
+    return " and ".join(f"{count} {kind}{'s' if count > 1 else ''}" for kind, count in need.items())

@@ -1,0 +1,138 @@
+import itertools
+import os
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+
+import psutil
+import pytest
+import torch
+
+from mixdq.errors import CalibrationError, ClusterError, ConfigError
+from mixdq.sensitivity.engines import find_engine
+from mixdq.sensitivity.engines import ray as engine
+from mixdq.store.table_file import format_row
+from mixdq.types.scores import Score
+
+ray = pytest.importorskip("ray")
+cluster_utils = pytest.importorskip("ray.cluster_utils")
+
+SOME = slice(0, None, 3)
+
+
+def rows(results: Iterator[tuple[Score, ...]]) -> list[str]:
+    """The lines of a sensitivity table, as they come."""
+    return [format_row(score) for scores in results for score in scores]
+
+
+@pytest.fixture(scope="module")
+def expected(case) -> list[str]:
+    return rows(find_engine("local")(case.trials[SOME], case.scorer))
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    """A cluster of two processors."""
+    cluster = cluster_utils.Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+    yield cluster.address
+    cluster.shutdown()
+
+
+def workers(count: int) -> list[psutil.Process]:
+    """The processes that score trials, as soon as there are so many."""
+    end = time.monotonic() + 120
+    while time.monotonic() < end:
+        found = [one for one in psutil.Process().children(recursive=True) if name(one).startswith("ray::Worker")]
+        if len(found) >= count:
+            return found
+        time.sleep(0.05)
+    raise TimeoutError(f"no {count} workers")
+
+
+def name(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.NoSuchProcess:
+        return ""
+
+
+def test_a_cluster_of_its_own_gives_the_rows_of_the_local_engine_and_ends(case, expected) -> None:
+    run = find_engine("ray", source=case.source)(case.trials[SOME], case.scorer)
+    found = rows(itertools.islice(run, 9))
+    killed, *others = workers(max(1, os.cpu_count() // torch.get_num_threads()))
+    killed.kill()
+    assert found + rows(run) == expected
+    assert not ray.is_initialized()
+    assert psutil.wait_procs([killed, *others], timeout=10)[1] == []
+
+
+def test_a_worker_that_hangs_holds_up_nobody_and_what_a_trial_raises_comes_in_its_turn(case, expected, address) -> None:
+    trials = case.trials[SOME]
+    spoilt = next(i for i, trial in enumerate(trials) if i > 40 and trial.role == "activation")
+    ranges = {name: found for name, found in case.scorer.record.ranges.items() if name != trials[spoilt].layer}
+    scorer = replace(case.scorer, record=replace(case.scorer.record, ranges=ranges))
+    run = find_engine("ray", source=case.source, address=address)(trials, scorer)
+    found = rows(itertools.islice(run, 5))
+    asleep, _ = workers(2)
+    asleep.suspend()
+    found += rows(itertools.islice(run, spoilt - 5))
+    assert found == expected[:spoilt]
+    with pytest.raises(CalibrationError, match=trials[spoilt].layer):
+        next(run)
+    assert psutil.wait_procs([asleep], timeout=10)[1] == []
+
+
+def test_other_code_is_refused_by_the_worker(case, address, monkeypatch) -> None:
+    monkeypatch.setattr(engine, "code", lambda: {"mixdq": "0.0.1"})
+    with pytest.raises(ClusterError, match=r"a worker on .*: mixdq is .*, not 0\.0\.1"):
+        next(find_engine("ray", source=case.source, address=address)(case.trials[:1], case.scorer))
+
+
+class Deadly:
+    """Ends the process that receives it, as a model does that is too large for the memory."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return os._exit, (1,)
+
+
+def test_workers_that_never_last_are_not_replaced_for_ever(case, address, monkeypatch) -> None:
+    monkeypatch.setattr(engine, "LOSSES", 0)
+    scorer = replace(case.scorer, record=Deadly())
+    with pytest.raises(ClusterError, match="1 workers ended without a result"):
+        next(find_engine("ray", source=case.source, address=address)(case.trials[:1], scorer))
+
+
+def test_a_worker_needs_as_many_processors_as_there_are_threads(case, address) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        with pytest.raises(ClusterError, match=r"no machine .* needs: 3 CPUs"):
+            next(find_engine("ray", source=case.source, address=address)(case.trials, case.scorer))
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("nowhere", ["127.0.0.1:1", "no-such-host.invalid:6379"])
+def test_an_address_where_nothing_answers_is_refused_in_seconds(case, nowhere) -> None:
+    start = time.monotonic()
+    with pytest.raises(ClusterError, match=f"address = '{nowhere}': nothing answers there"):
+        find_engine("ray", source=case.source, address=nowhere)
+    assert time.monotonic() - start < 4 * engine.SECONDS_TO_ANSWER
+
+
+@pytest.mark.parametrize("wrong", ["", "head", "head:", ":6379", "ray://head:10001", "head:port"])
+def test_what_is_no_address_is_refused(case, wrong) -> None:
+    with pytest.raises(ConfigError, match="expected host:port"):
+        find_engine("ray", source=case.source, address=wrong)
+
+
+def test_without_ray_the_extra_is_named(case, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ConfigError, match=r"pip install 'mixdq\[ray\]'"):
+        find_engine("ray", source=case.source)
+
+
+def test_a_model_in_memory_alone_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"in memory alone.*save_pretrained"):
+        find_engine("ray")
