@@ -12,6 +12,8 @@ from pathlib import Path
 import psutil
 
 SECONDS_TO_START = 120.0
+ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "token"}
+"""Of the nodes and of whoever connects to them; the token is this user's, which Ray keeps."""
 
 
 class Nodes:
@@ -25,9 +27,9 @@ class Nodes:
         self.address = f"127.0.0.1:{port}"
         self._nodes = [self._start("head", "--head", f"--port={port}", "--include-dashboard=false")]
         try:
-            self._wait()
+            self._wait("head")
             self._nodes.append(self._start("second", f"--address={self.address}"))
-            self._wait()
+            self._wait("second")
         except TimeoutError:
             self.stop()
             raise
@@ -49,16 +51,22 @@ class Nodes:
 
     def _start(self, name: str, *words: str) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--num-cpus=1", "--block", *words]
-        environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0"}
+        environment = {**os.environ, **ENVIRONMENT, "PYTHONUNBUFFERED": "1"}
         with (self._logs / f"{name}.log").open("ab") as log:
-            return subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
+            return subprocess.Popen(
+                command,
+                stdout=log,
+                stderr=log,
+                env={**os.environ, **ENVIRONMENT, "PYTHONUNBUFFERED": "1"},
+                start_new_session=True,
+            )
 
-    def _wait(self) -> None:
-        """Wait until the last node has workers to offer."""
-        end = time.monotonic() + SECONDS_TO_START
-        while not any(_words(process).startswith("ray::IDLE") for process in _children(self._nodes[-1])):
+    def _wait(self, name: str) -> None:
+        """Wait until a node says that it runs."""
+        log, end = self._logs / f"{name}.log", time.monotonic() + SECONDS_TO_START
+        while "Ray runtime started" not in log.read_text(encoding="utf-8"):
             if time.monotonic() > end:
-                raise TimeoutError(f"no node after {SECONDS_TO_START:.0f} s; see the logs in {self._logs}")
+                raise TimeoutError(f"no node after {SECONDS_TO_START:.0f} s: {log.read_text(encoding='utf-8')}")
             time.sleep(0.1)
 
     def _kill(self, node: subprocess.Popen[bytes]) -> None:

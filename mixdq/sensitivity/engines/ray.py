@@ -171,9 +171,15 @@ def _connected(address: str | None) -> Iterator[Any]:
     try:
         try:
             ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **own)
-        except (OSError, RuntimeError, ValueError) as error:
-            where = "can be started here" if address is None else f"answers at address = {address!r}"
-            raise ClusterError(f"no Ray cluster {where}: {str(error).strip() or repr(error)}") from error
+        except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+            said = str(error).strip() or repr(error)
+            if address is None:
+                raise ClusterError(f"Ray cannot start a cluster on this machine: {said}") from error
+            raise ClusterError(
+                f"address = {address!r}: no Ray cluster answers there: {said}. Run `ray start --head` on one machine "
+                "and this command on a machine of the cluster. One with a token, as Ray makes them, asks for "
+                "RAY_AUTH_MODE=token and for the file ~/.ray/auth_token on every machine."
+            ) from error
         yield ray
     finally:
         ray.shutdown()
