@@ -53,13 +53,7 @@ class Nodes:
         command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--num-cpus=1", "--block", *words]
         environment = {**os.environ, **ENVIRONMENT, "PYTHONUNBUFFERED": "1"}
         with (self._logs / f"{name}.log").open("ab") as log:
-            return subprocess.Popen(
-                command,
-                stdout=log,
-                stderr=log,
-                env={**os.environ, **ENVIRONMENT, "PYTHONUNBUFFERED": "1"},
-                start_new_session=True,
-            )
+            return subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
 
     def _wait(self, name: str) -> None:
         """Wait until a node says that it runs."""

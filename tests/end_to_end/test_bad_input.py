@@ -146,3 +146,18 @@ def test_plan_of_another_run_is_refused_and_choosing_again_helps(run, mixdq) -> 
     assert mixdq("choose", run).exit_code == 0
     assert plan.read_bytes() == whole
     assert mixdq("apply", run).exit_code == 0
+
+
+def test_cluster_that_is_not_there_is_refused_before_any_long_work_and_nothing_is_lost(run, models, mixdq) -> None:
+    table, settings = run / "sensitivity.csv", run / "config.toml"
+    kept = b"".join(table.read_bytes().splitlines(keepends=True)[:20])
+    table.write_bytes(kept)
+    before = settings.read_bytes()
+    ray = ("--engine", "ray", "--address", "127.0.0.1:1")
+    assert "address = '127.0.0.1:1': nothing answers there" in refused(mixdq("sensitivity", run, *ray))
+    assert table.read_bytes() == kept
+    assert settings.read_bytes() == before
+    out = run / "new"
+    assert "nothing answers there" in refused(mixdq("quantize", models["sdxl"], "-o", out, *ray))
+    assert [path.name for path in out.iterdir()] == ["config.toml"]
+    assert "say --engine ray as well" in refused(mixdq("run", settings, "--address", "127.0.0.1:1"))

@@ -2,8 +2,8 @@ import pytest
 
 from mixdq.errors import ArtifactError, InfeasibleBudgetError, PlanError, StaleArtifactError
 from mixdq.store.plan_file import read_plan
-from mixdq.workflow import planning
-from mixdq.workflow.settings import with_budget
+from mixdq.workflow import planning, steps
+from mixdq.workflow.settings import with_budget, with_engine
 
 
 def test_plans_on_file_are_read_while_table_and_budget_are_the_same(run) -> None:
@@ -73,6 +73,13 @@ def test_a_table_measured_with_static_activations_is_stale_for_dynamic_ones(run)
     run.config = run.config.model_copy(update={"conversion": conversion})
     with pytest.raises(StaleArtifactError, match=r"sensitivity\.csv: .*settings was.*mixdq sensitivity"):
         planning.allocate(run)
+
+
+def test_no_file_depends_on_the_engine(run) -> None:
+    before = {path: path.stat().st_mtime_ns for path in run.paths.root.rglob("*")}
+    run.config, run.everything = with_engine(run.config, engine="ray", address="127.0.0.1:1"), True
+    steps.choose(run)
+    assert {path: path.stat().st_mtime_ns for path in run.paths.root.rglob("*")} == before
 
 
 def test_empty_folder_of_plans_names_the_verb(tmp_path) -> None:

@@ -5,11 +5,13 @@ import torch
 
 from mixdq.config import dump_config
 from mixdq.errors import ConfigError, PromptError
+from mixdq.sensitivity.engines.local import run_local
 from mixdq.workflow.settings import (
     calibration_prompts,
     configured,
     device_of,
     dtype_of,
+    engine_of,
     evaluation_prompts,
     generation_of,
     load_model,
@@ -17,6 +19,7 @@ from mixdq.workflow.settings import (
     selection_prompts,
     sensitivity_prompts,
     with_budget,
+    with_engine,
 )
 
 
@@ -120,3 +123,19 @@ def test_device_that_is_not_here_is_refused_by_name(configure, device) -> None:
 
 def test_model_is_loaded_as_configured(configure) -> None:
     assert load_model(configure(model={"dtype": "bfloat16"})).unet.dtype == torch.bfloat16
+
+
+def test_an_engine_is_kept_until_another_is_named(configure) -> None:
+    ray = with_engine(configure(), engine="ray", address="head:6379")
+    assert (ray.sensitivity.engine, ray.sensitivity.address) == ("ray", "head:6379")
+    assert with_engine(ray) == ray
+    assert with_engine(ray, address="auto").sensitivity.engine == "ray"
+    assert engine_of(with_engine(ray, engine="local"), in_memory=False) is run_local
+    with pytest.raises(ConfigError, match="the engine 'local' has none"):
+        with_engine(configure(), address="head:6379")
+
+
+def test_no_other_process_reads_a_model_that_is_in_memory(configure) -> None:
+    assert engine_of(configure(), in_memory=True) is run_local
+    with pytest.raises(ConfigError, match="in memory alone"):
+        engine_of(with_engine(configure(), engine="ray"), in_memory=True)
