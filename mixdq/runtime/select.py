@@ -4,12 +4,13 @@ from collections.abc import Mapping, Sequence
 
 from mixdq.errors import ConfigError, NoBackendError
 from mixdq.runtime.backends.cpu import CpuBackend
+from mixdq.runtime.backends.cuda import CudaBackend
 from mixdq.runtime.backends.reference import ReferenceBackend
 from mixdq.runtime.kernel import Backend, KernelRequest
 
 REFERENCE = ReferenceBackend()
 
-BACKENDS: tuple[Backend, ...] = (CpuBackend(), REFERENCE)
+BACKENDS: tuple[Backend, ...] = (CpuBackend(), CudaBackend(), REFERENCE)
 """Every backend, fastest first. The reference backend runs only when named."""
 
 AUTO = "auto"

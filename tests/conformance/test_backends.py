@@ -16,11 +16,15 @@ from torch import Tensor
 
 from mixdq.quant.packing import pack
 from mixdq.runtime.kernel import Backend, KernelRequest
+from mixdq.runtime.kernels.gpu import available
 from mixdq.runtime.select import BACKENDS
 from mixdq.types.plan import LayerBits
 from mixdq.types.tensors import QParams, QTensor, QuantSpec
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+
+# Triton's interpreter is slow.
+EXAMPLES = 12 if available.interpreted() else 40
 
 pytestmark = [
     pytest.mark.parametrize("device", DEVICES),
@@ -29,7 +33,7 @@ pytestmark = [
 
 Integers = NDArray[np.int64]
 
-many = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
+many = settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
 
 
 def draw_codes(data: st.DataObject, shape: tuple[int, ...], spec: QuantSpec) -> Integers:

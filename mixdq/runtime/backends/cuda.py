@@ -1,0 +1,142 @@
+"""Integer products on NVIDIA GPUs, by the Triton kernels of `mixdq.runtime.kernels.gpu`.
+
+One kernel makes an activation ready: codes, channels last, borders of the zero point around; where only the weight is
+quantized and the input lies as it should, there is nothing to do. One multiplies on the matrix units, weights unpacked
+in registers, and ends with zero point, scale, bias and cast. Sums of codes are int32 and exact; sums of floats are
+float32. No call waits for the device: an input that holds NaN or infinity raises nothing here, but makes every output
+of its row, or picture, NaN.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from mixdq.quant.packing import unpack
+from mixdq.runtime.kernel import Kernel, KernelRequest
+from mixdq.runtime.kernels.gpu import available
+from mixdq.runtime.kernels.gpu.weights import codes_of, packed_rows, planes_of, weight_order
+from mixdq.types.plan import FLOAT_BITS
+from mixdq.types.tensors import QParams, QTensor, QuantSpec
+
+if TYPE_CHECKING:
+    from mixdq.runtime.kernels.gpu.layers import LayerTensors
+
+MAX_DEPTH = (2**31 - 1) // (255 * 128)
+"""The longest sum that no int32 can overflow."""
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+@dataclass(frozen=True)
+class CudaBackend:
+    """Compiled for the card on first use. The epilogue rounds as the reference does, in the same order."""
+
+    name: str = "cuda"
+    tolerance: float = 5 * 2.0**-24
+
+    def refusals(self, request: KernelRequest) -> list[str]:
+        """Return why not: another device or dtype, 8-bit weights with zero points, an old card, no Triton."""
+        device = "cpu" if available.interpreted() else "cuda"
+        if request.device != device:
+            return [f"it computes on {device}, not on {request.device}"]
+        if request.bits.weight == FLOAT_BITS:
+            return ["the weight is in floating point"]
+        reasons = []
+        for what, dtype in (("input", request.dtype), ("output", request.output_dtype)):
+            if dtype not in DTYPES:
+                reasons.append(f"{what}s of {dtype}")
+        if request.bits.activation != FLOAT_BITS:
+            if request.bits.weight == 8 and not request.symmetric:
+                reasons.append("8-bit weights with zero points, which would not fit signed bytes")
+            depth = torch.Size(request.weight_shape[1:]).numel()
+            if depth > MAX_DEPTH:
+                reasons.append(f"sums of {depth} products, which could overflow (at most {MAX_DEPTH})")
+        trouble = available.trouble()
+        if trouble is not None:
+            reasons.append(trouble)
+        return reasons
+
+    def bind(self, request: KernelRequest, weight: QTensor, bias: Tensor | None, activation: QParams | None) -> Kernel:
+        """Return a kernel with the weight in planes."""
+        return _Product(request, weight, bias, activation)
+
+
+class _Product:
+    """A layer of the Triton kernels, which holds the weight in planes."""
+
+    def __init__(
+        self, request: KernelRequest, weight: QTensor, bias: Tensor | None, activation: QParams | None
+    ) -> None:
+        # Not where there is no Triton.
+        from mixdq.runtime.kernels.gpu.layers import GpuLayer, Window
+
+        window = None
+        if request.op == "conv2d":
+            height, width = request.weight_shape[2:]
+            window = Window(
+                kernel=(height, width), stride=request.stride, padding=request.padding, dilation=request.dilation
+            )
+        self.request = request
+        self.layer = GpuLayer(
+            _tensors(request, weight, bias, activation),
+            dtype=request.output_dtype,
+            groups=request.groups,
+            window=window,
+            card=available.card(weight.codes.device),
+        )
+        self._run = self.layer.linear if window is None else self.layer.conv2d
+
+    def portable_codes(self) -> Tensor:
+        """Return the weight's codes as they were bound."""
+        tensors, shape = self.layer.tensors, self.request.weight_shape
+        codes = codes_of(tensors.planes, tensors.order).reshape(shape)
+        return codes if tensors.order.num_bits == 8 else packed_rows(codes.flatten(1), tensors.order.num_bits)
+
+    def __call__(self, x: Tensor, /) -> Tensor:
+        return self._run(x)
+
+
+def _tensors(
+    request: KernelRequest, weight: QTensor, bias: Tensor | None, activation: QParams | None
+) -> "LayerTensors":
+    from mixdq.runtime.kernels.gpu.layers import LayerTensors
+
+    num_bits, device = request.bits.weight, weight.codes.device
+    out, channels = weight.shape[:2]
+    taps = torch.Size(weight.shape[2:]).numel()
+    codes = weight.codes if num_bits == 8 else unpack(weight.codes, num_bits, channels * taps)
+    codes = codes.reshape(out, channels, taps)
+    zero_points = weight.qparams.zero_point
+    columns = None if zero_points is None else zero_points.reshape(-1).to(torch.int8)
+    sums = codes.sum(dim=(1, 2), dtype=torch.int64)
+    if columns is not None:
+        sums -= channels * taps * columns.to(torch.int64)
+    is_float = request.bits.activation == FLOAT_BITS
+    order = weight_order(num_bits, channels, taps, of_floats=is_float)
+    low = high = 0
+    if not is_float:
+        spec = QuantSpec(num_bits=request.bits.activation, symmetric=False)
+        low, high = spec.code_min, spec.code_max
+    input_scale, input_zero_point = _input(activation, device)
+    return LayerTensors(
+        planes=planes_of(codes, columns, order),
+        order=order,
+        zero_points=columns,
+        sums=sums.to(torch.int32),
+        scale=weight.qparams.scale.reshape(-1).to(torch.float32).contiguous(),
+        bias=None if bias is None else bias.detach().to(torch.float32).contiguous(),
+        input_scale=input_scale,
+        input_zero_point=input_zero_point,
+        low=low,
+        high=high,
+    )
+
+
+def _input(activation: QParams | None, device: torch.device) -> tuple[Tensor | None, Tensor | None]:
+    """Return scale [1] and zero point [1] on the device; None where there are none."""
+    if activation is None:
+        return None, None
+    zero_point = torch.zeros(1) if activation.zero_point is None else activation.zero_point
+    scale = activation.scale.to(device, torch.float32).reshape(1).contiguous()
+    return scale, zero_point.to(device, torch.int32).reshape(1).contiguous()

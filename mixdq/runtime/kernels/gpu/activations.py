@@ -1,0 +1,182 @@
+"""The input of a product, made ready in one pass: codes (or the numbers themselves), channels last, borders around.
+
+    prepared  int8, or the input's dtype  [batch, height, width, groups * depth], borders included
+
+Codes are bit for bit those of `mixdq.quant.affine.quantize`: true division, halves to even, in float32; scales found at
+run time are those of `mixdq.quant.qparams.row_qparams`, in float64. Borders and channels that are filled up are zero,
+whose code is the zero point. Who holds NaN or infinity, a row or a picture, gets the scale NaN, which makes every
+output of it NaN: nothing waits for the device to say so.
+"""
+
+import triton
+import triton.language as tl
+
+CHUNKS = 64
+"""The most parts of a picture whose ranges are found apart."""
+
+
+@triton.jit
+def prepare(
+    x,
+    prepared,
+    scale,
+    zero,
+    row_scale,
+    row_zero,
+    ranges,
+    height,
+    width,
+    line,
+    picture,
+    border_height,
+    border_width,
+    x_batch,
+    x_channel,
+    x_line,
+    x_pixel,
+    channels,
+    depth,
+    chunks,
+    low: tl.constexpr,
+    high: tl.constexpr,
+    of_codes: tl.constexpr,
+    of_pictures: tl.constexpr,
+    dynamic: tl.constexpr,
+    block_rows: tl.constexpr,
+    block_channels: tl.constexpr,
+    block_chunks: tl.constexpr,
+):
+    """Prepare some pixels of a picture, all channels of a group; program axes: pixels of all pictures, groups.
+
+    `x` is [batch, groups * channels, height, width] of any strides; a prepared picture has `picture` pixels, `line` in
+    a line. The scale is the one at `scale`, or, where `dynamic`, each pixel's own, or the picture's own, by `ranges`.
+    It goes to `row_scale` and `row_zero`, [pixels], or [pictures] where `of_pictures`; the static scales of
+    pictures are there already.
+    """
+    blocks = tl.cdiv(picture, block_rows)
+    batch = (tl.program_id(0) // blocks).to(tl.int64)
+    group = tl.program_id(1)
+    pixel = tl.program_id(0) % blocks * block_rows + tl.arange(0, block_rows)
+    there = pixel < picture
+    at_line, at_pixel = pixel // line - border_height, pixel % line - border_width
+    inside = there & (at_line >= 0) & (at_line < height) & (at_pixel >= 0) & (at_pixel < width)
+    source = x + batch * x_batch + group.to(tl.int64) * channels * x_channel
+    source = source + (at_line.to(tl.int64) * x_line + at_pixel.to(tl.int64) * x_pixel)[:, None]
+    row = batch * picture + pixel
+    target = prepared + (row * tl.num_programs(1) + group)[:, None] * depth
+    channel = tl.arange(0, block_channels)
+
+    wrong = tl.zeros((block_rows, block_channels), dtype=tl.int32)
+    if of_codes:
+        if not dynamic:
+            nothing = tl.zeros((block_rows,), dtype=tl.int32)
+            own_scale, own_zero = tl.load(scale + nothing), tl.load(zero + nothing)
+        elif of_pictures:
+            at = ranges + (batch * chunks + tl.arange(0, block_chunks)) * 3
+            known = tl.arange(0, block_chunks) < chunks
+            least = tl.min(tl.load(at, mask=known, other=0.0), axis=0)
+            greatest = tl.max(tl.load(at + 1, mask=known, other=0.0), axis=0)
+            wrong += (tl.max(tl.load(at + 2, mask=known, other=0.0), axis=0) > 0.0).to(tl.int32)
+            nothing = tl.zeros((block_rows,), dtype=tl.float32)
+            own_scale, own_zero = _grid(nothing + least, nothing + greatest, low, high)
+        else:
+            least = tl.zeros((block_rows, block_channels), dtype=tl.float32)
+            greatest = tl.zeros((block_rows, block_channels), dtype=tl.float32)
+            for start in range(0, channels, block_channels):
+                mask = inside[:, None] & (start + channel < channels)[None, :]
+                real = tl.load(source + (start + channel).to(tl.int64)[None, :] * x_channel, mask=mask, other=0.0)
+                real = _finite(real.to(tl.float32))
+                least, greatest = tl.minimum(least, real), tl.maximum(greatest, real)
+            own_scale, own_zero = _grid(tl.min(least, axis=1), tl.max(greatest, axis=1), low, high)
+
+    for start in range(0, depth, block_channels):
+        mask = inside[:, None] & (start + channel < channels)[None, :]
+        real = tl.load(source + (start + channel).to(tl.int64)[None, :] * x_channel, mask=mask, other=0.0)
+        if of_codes:
+            real = real.to(tl.float32)
+            finite = _finite(real)
+            wrong |= (real != finite).to(tl.int32)
+            real = _codes(finite, own_scale[:, None], own_zero[:, None], low, high)
+        filled = there[:, None] & (start + channel < depth)[None, :]
+        tl.store(target + (start + channel)[None, :], real.to(prepared.dtype.element_ty), mask=filled)
+
+    if of_codes:
+        spoilt = tl.max(wrong, axis=1) > 0
+        stored = tl.where(spoilt, float("nan"), own_scale)
+        if not of_pictures:
+            tl.store(row_scale + row, stored, mask=there)
+            tl.store(row_zero + row, own_zero, mask=there)
+        else:
+            # All that write, write the same.
+            nothing = tl.zeros((block_rows,), dtype=tl.int32)
+            tl.store(row_scale + batch + nothing, stored, mask=spoilt | dynamic)
+            tl.store(row_zero + batch + nothing, own_zero)
+
+
+@triton.jit
+def find_ranges(
+    x,
+    ranges,
+    width,
+    picture,
+    x_batch,
+    x_channel,
+    x_line,
+    x_pixel,
+    channels,
+    chunk,
+    block_rows: tl.constexpr,
+    block_channels: tl.constexpr,
+):
+    """Write least, greatest and 1 where there is NaN or infinity, of `chunk` pixels; program axes: chunks, pictures.
+
+    `x` is [batch, channels, height, width] of any strides, with `picture` pixels; `ranges` is [batch, chunks, 3].
+    """
+    least = tl.zeros((block_rows, block_channels), dtype=tl.float32)
+    greatest = tl.zeros((block_rows, block_channels), dtype=tl.float32)
+    wrong = tl.zeros((block_rows, block_channels), dtype=tl.int32)
+    source = x + tl.program_id(1).to(tl.int64) * x_batch
+    for start in range(0, chunk, block_rows):
+        inside = start + tl.arange(0, block_rows)
+        pixel = tl.program_id(0) * chunk + inside
+        at = source + ((pixel // width).to(tl.int64) * x_line + (pixel % width).to(tl.int64) * x_pixel)[:, None]
+        for first in range(0, channels, block_channels):
+            channel = first + tl.arange(0, block_channels)
+            mask = ((inside < chunk) & (pixel < picture))[:, None] & (channel < channels)[None, :]
+            real = tl.load(at + channel.to(tl.int64)[None, :] * x_channel, mask=mask, other=0.0).to(tl.float32)
+            finite = _finite(real)
+            wrong |= (real != finite).to(tl.int32)
+            least, greatest = tl.minimum(least, finite), tl.maximum(greatest, finite)
+    target = ranges + (tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)) * 3
+    tl.store(target, tl.min(tl.min(least, axis=1), axis=0))
+    tl.store(target + 1, tl.max(tl.max(greatest, axis=1), axis=0))
+    tl.store(target + 2, tl.max(tl.max(wrong, axis=1), axis=0).to(tl.float32))
+
+
+@triton.jit
+def _finite(real):
+    """Return 0 for NaN and infinity."""
+    return tl.where(tl.abs(real) <= 3.4028234663852886e38, real, 0.0)
+
+
+@triton.jit
+def _codes(real, scale, zero, low: tl.constexpr, high: tl.constexpr):
+    """Return round(real / scale) + zero within [low, high]; ends are integers, so that clipping may come first."""
+    steps = tl.div_rn(real, scale)
+    steps = tl.minimum(tl.maximum(steps, (low - zero).to(tl.float32)), (high - zero).to(tl.float32))
+    # Above 2^23 float32 has no fractions: adding so much rounds, halves to even.
+    return ((steps + 12582912.0) - 12582912.0).to(tl.int32) + zero
+
+
+@triton.jit
+def _grid(least, greatest, low: tl.constexpr, high: tl.constexpr):
+    """Return scale and zero point of ranges that contain 0, as `mixdq.quant.qparams.row_qparams` does."""
+    least, greatest = least.to(tl.float64), greatest.to(tl.float64)
+    wanted = (greatest - least) / (high - low)
+    scale = tl.minimum(tl.maximum(wanted, 1.1754943508222875e-38), 3.4028234663852886e38)
+    scale = tl.where(wanted == 0.0, 1.0, scale).to(tl.float32)
+    steps = least / scale.to(tl.float64)
+    # As in `_codes`, with float64's 2^52.
+    zero = low - ((steps + 6755399441055744.0) - 6755399441055744.0)
+    zero = tl.minimum(tl.maximum(zero, low), high)
+    return scale, zero.to(tl.int32)

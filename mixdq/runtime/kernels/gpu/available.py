@@ -1,0 +1,62 @@
+"""Whether Triton works here, on which cards, and what a card is like: asked before anything else of this package."""
+
+import functools
+import importlib
+import os
+import subprocess
+
+import torch
+
+from mixdq.runtime.kernels.gpu.configurations import Card
+
+LEAST_CAPABILITY = (8, 0)
+"""Ampere: for older cards Triton uses no matrix unit."""
+INTERPRETER = "TRITON_INTERPRET"
+"""Triton's variable: where it is 1, kernels run on the CPU, slowly, and the same code serves for tests."""
+
+
+def interpreted() -> bool:
+    """Return whether Triton interprets its kernels, on tensors of the CPU."""
+    return os.environ.get(INTERPRETER) == "1"
+
+
+@functools.cache
+def card(device: torch.device) -> Card:
+    """Return what a configuration depends on; a small card of our own where kernels are interpreted."""
+    if device.type != "cuda":
+        return Card(capability=(9, 0), multiprocessors=8)
+    facts = torch.cuda.get_device_properties(device)
+    return Card(capability=(facts.major, facts.minor), multiprocessors=facts.multi_processor_count)
+
+
+@functools.cache
+def trouble() -> str | None:
+    """Return why no kernel runs here, in words; None where they do. A first kernel is made to see."""
+    if not interpreted():
+        if not torch.cuda.is_available():
+            return "there is no NVIDIA GPU that PyTorch sees (torch.cuda.is_available() is False)"
+        if torch.version.hip is not None:
+            return "PyTorch is one for AMD's GPUs, the kernels are tested on NVIDIA's alone"
+        capability = torch.cuda.get_device_capability()
+        if capability < LEAST_CAPABILITY:
+            return (
+                f"{torch.cuda.get_device_name()} has compute capability {capability[0]}.{capability[1]}; "
+                f"the kernels need {LEAST_CAPABILITY[0]}.{LEAST_CAPABILITY[1]} (Ampere) or newer"
+            )
+    try:
+        _try_one()
+    except ImportError as error:
+        return f"Triton cannot be imported ({error}): pip install triton"
+    except (OSError, RuntimeError, ValueError, AttributeError, subprocess.SubprocessError) as error:
+        return f"Triton does not work here: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    return None
+
+
+def _try_one() -> None:
+    activations = importlib.import_module("mixdq.runtime.kernels.gpu.activations")
+    device = "cpu" if interpreted() else "cuda"
+    x = torch.tensor([[[[-1.0, 2.0]]]], device=device)
+    ranges = torch.zeros(1, 1, 3, device=device)
+    activations.find_ranges[(1, 1)](x, ranges, 2, 2, 2, 2, 2, 1, 1, 2, block_rows=2, block_channels=1)
+    if ranges.flatten().tolist() != [-1.0, 2.0, 0.0]:
+        raise RuntimeError("a first kernel gave a wrong result")

@@ -1,0 +1,116 @@
+"""In what tiles a product runs on a card: an estimate of its cycles for each choice, or what was measured there.
+
+The estimate knows what a multiprocessor does in a cycle (by generation, from NVIDIA's data sheets) and no more; it is
+**not tuned on any card**. What `mixdq benchmark --tune` measured on this machine goes before it.
+"""
+
+import functools
+from dataclasses import dataclass
+
+SPLITS = (1, 2, 4, 8, 16)
+STEP_CYCLES = 100
+"""What a turn of the loop takes at least: its barriers and addresses."""
+TILE_CYCLES = 2500
+"""What a tile costs besides its loop: filling the pipeline, the end."""
+SHARED_BYTES = 96 * 2**10
+"""What the pipeline may take of a multiprocessor's shared memory, on any card."""
+FINISH_CYCLES = 6000
+"""What a second kernel costs, which adds the parts of sums."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generation:
+    """What one multiprocessor does in a cycle: multiplications of codes, of 16-bit floats; bytes from the L2 cache."""
+
+    codes: int
+    floats: int
+    bytes: int = 40
+
+
+GENERATIONS = {
+    (8, 0): Generation(codes=2048, floats=1024),
+    (8, 6): Generation(codes=1024, floats=256),
+    (8, 9): Generation(codes=1024, floats=512),
+    (9, 0): Generation(codes=4096, floats=2048),
+    (10, 0): Generation(codes=8192, floats=4096),
+    (12, 0): Generation(codes=1024, floats=512),
+}
+"""Compute capability -> rates; a card has those of the last one that is not above its own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """What a configuration depends on of a card."""
+
+    capability: tuple[int, int]
+    multiprocessors: int
+
+    @property
+    def generation(self) -> Generation:
+        """Its rates."""
+        return GENERATIONS[max(known for known in GENERATIONS if known <= max(self.capability, (8, 0)))]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """What a configuration depends on of a product: `rows` x `depth` times `depth` x `columns`, in tiles of `tile`."""
+
+    rows: int
+    columns: int
+    groups: int
+    steps: int
+    depth: int
+    tile: int
+    weight_bits: int
+    input_bytes: int
+    of_codes: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Configuration:
+    """A tile of the output, in how many parts its sum is computed, by how many warps, how many loads ahead."""
+
+    rows: int
+    columns: int
+    split: int
+    warps: int
+    stages: int
+
+
+TILES = ((256, 128, 8), (128, 128, 8), (64, 128, 4), (128, 64, 4), (64, 64, 4), (32, 64, 4), (16, 64, 4))
+"""Rows, columns and warps of the tiles to choose among; a multiprocessor's registers hold no larger ones."""
+
+
+@functools.lru_cache(maxsize=4096)
+def configuration(sizes: Sizes, card: Card) -> Configuration:
+    """Return the choice of the fewest estimated cycles, the first of equals."""
+    return min(choices(sizes), key=lambda choice: estimated_cycles(sizes, choice, card))
+
+
+def choices(sizes: Sizes) -> list[Configuration]:
+    """Return what may be chosen: no part of a sum is empty, the pipeline fits the shared memory of every card."""
+    out = []
+    for rows, columns, warps in TILES:
+        # Products of float32 take no matrix unit, and many registers.
+        if rows * columns > {1: 256, 2: 128, 4: 32}[sizes.input_bytes] * 128:
+            continue
+        step_bytes = (columns * sizes.weight_bits / 8 + rows * sizes.input_bytes) * sizes.depth / sizes.steps
+        stages = max(1, min(4, int(SHARED_BYTES / step_bytes)))
+        for split in SPLITS:
+            if split <= sizes.steps:
+                out.append(Configuration(rows=rows, columns=columns, split=split, warps=warps, stages=stages))
+    return out
+
+
+def estimated_cycles(sizes: Sizes, choice: Configuration, card: Card) -> float:
+    """Return about how many cycles a product takes."""
+    generation = card.generation
+    tiles = -(-sizes.rows // choice.rows) * -(-sizes.columns // choice.columns) * sizes.groups * choice.split
+    turns = -(-sizes.steps // choice.split)
+    step_depth = sizes.depth / sizes.steps
+    rate = generation.codes if sizes.of_codes else generation.floats
+    computing = choice.rows * choice.columns * step_depth / rate
+    loading = (choice.columns * sizes.weight_bits / 8 + choice.rows * sizes.input_bytes) * step_depth / generation.bytes
+    waves = -(-tiles // card.multiprocessors)
+    cycles = waves * (turns * max(computing, loading, STEP_CYCLES * step_depth / sizes.tile) + TILE_CYCLES)
+    return cycles + (FINISH_CYCLES if choice.split > 1 else 0)

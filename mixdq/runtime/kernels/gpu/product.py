@@ -1,0 +1,227 @@
+"""The product of a prepared input and a weight in planes, linear or convolution, with its end in the same pass.
+
+    y[m, n] = scale[n] * row_scale[m] * sum_k x[m, k] (w[n, k] - zero[n])                           of floats
+    y[m, n] = scale[n] * row_scale[m] * (sum_k x[m, k] (w[n, k] - zero[n]) - row_zero[m] * sums[n]) of codes
+              + bias[n] + added[m, n]
+
+The tile is computed lying, [columns of y, rows of y]: weights, which are unpacked in registers, are the matrix units'
+left operand, which alone may come from there; and their other side, the rows, may be as narrow as 16, so that one token
+is not computed as if it were 64. Nothing in the loop is masked: inputs and weights are filled up, rows and columns
+beyond the end are computed twice and not stored. Sums of codes are int32, whose order does not matter. Where few tiles
+would leave a GPU idle, parts of one sum are computed apart (`split`) and added in order by `finish`.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def product(
+    x,
+    plane_0,
+    plane_1,
+    plane_2,
+    zero_points,
+    sums,
+    scale,
+    bias,
+    row_scale,
+    row_zero,
+    added,
+    y,
+    partial,
+    rows,
+    columns,
+    steps,
+    tap_steps,
+    line_rows,
+    picture_rows,
+    scale_rows,
+    x_batch,
+    x_line,
+    x_pixel,
+    dilated_line,
+    dilated_pixel,
+    strided_line,
+    strided_pixel,
+    y_rows,
+    y_batch,
+    bits: tl.constexpr,
+    field_0: tl.constexpr,
+    field_1: tl.constexpr,
+    field_2: tl.constexpr,
+    tile: tl.constexpr,
+    tiles: tl.constexpr,
+    kernel_width: tl.constexpr,
+    is_window: tl.constexpr,
+    of_codes: tl.constexpr,
+    operand: tl.constexpr,
+    symmetric: tl.constexpr,
+    has_bias: tl.constexpr,
+    has_added: tl.constexpr,
+    split: tl.constexpr,
+    block_rows: tl.constexpr,
+    block_columns: tl.constexpr,
+):
+    """Compute one tile of `y`, or of one part of its sums; program axes: tiles, groups, parts.
+
+    What is multiplied has the type `operand`, the input's (Triton's interpreter takes bfloat16 for integers). Lengths are counted in elements. `line_rows` and `picture_rows` are the rows of `y` that belong to a line and to a
+    picture of it, `scale_rows` those that share a scale. `y_rows` rows of `y` lie `y_batch` before the next so many.
+    """
+    group = tl.program_id(1)
+    row_tiles = tl.cdiv(rows, block_rows)
+    column_tiles = tl.cdiv(columns, block_columns)
+    tile_row, tile_column = _place(tl.program_id(0), row_tiles, column_tiles)
+    m = tile_row * block_rows + tl.arange(0, block_rows)
+    n = tile_column * block_columns + tl.arange(0, block_columns)
+    row = tl.minimum(m, rows - 1)
+    column = group * columns + tl.minimum(n, columns - 1)
+
+    k = tl.arange(0, tile)
+    if is_window:
+        in_picture = row % picture_rows
+        first = (row // picture_rows).to(tl.int64) * x_batch
+        first += (in_picture // line_rows) * strided_line + (in_picture % line_rows) * strided_pixel
+    else:
+        first = row.to(tl.int64) * x_pixel
+    x_at = x + first[None, :] + (group * tap_steps * (tiles * tile) + k)[:, None]
+    column_64 = column.to(tl.int64)
+    at_0 = plane_0 + (column_64 * steps * (tiles * field_0 // 8 * tile))[:, None] + k[None, :]
+    at_1 = plane_1 + (column_64 * steps * (tiles * field_1 // 8 * tile))[:, None] + k[None, :]
+    at_2 = plane_2 + (column_64 * steps * (tiles * field_2 // 8 * tile))[:, None] + k[None, :]
+    if not symmetric:
+        zero = tl.load(zero_points + column)[:, None]
+
+    acc = tl.zeros((block_columns, block_rows), dtype=tl.int32 if of_codes else tl.float32)
+    part = tl.program_id(2)
+    for step in range(steps * part // split, steps * (part + 1) // split):
+        if is_window:
+            tap = step // tap_steps
+            at = (tap // kernel_width) * dilated_line + (tap % kernel_width) * dilated_pixel
+            at += (step % tap_steps) * (tiles * tile)
+        else:
+            at = step * (tiles * tile)
+        for s in tl.static_range(tiles):
+            if bits == 8:
+                w = tl.load(at_0 + step * tile)
+            else:
+                if s % (8 // field_0) == 0:
+                    byte_0 = tl.load(at_0 + (step * (tiles * field_0 // 8) + s // (8 // field_0)) * tile)
+                w = _field(byte_0, s % (8 // field_0), field_0, field_1 == 0)
+                if field_1 > 0:
+                    if s % (8 // field_1) == 0:
+                        byte_1 = tl.load(at_1 + (step * (tiles * field_1 // 8) + s // (8 // field_1)) * tile)
+                    w |= _field(byte_1, s % (8 // field_1), field_1, field_2 == 0) << field_0
+                if field_2 > 0:
+                    if s % (8 // field_2) == 0:
+                        byte_2 = tl.load(at_2 + (step * (tiles * field_2 // 8) + s // (8 // field_2)) * tile)
+                    w |= _field(byte_2, s % (8 // field_2), field_2, True) << (field_0 + field_1)
+            # Of codes below 8 bits the difference is an int8; of floats it is exact.
+            w = w.to(operand)
+            if not symmetric:
+                w -= zero.to(operand)
+            xs = tl.load(x_at + at + s * tile).to(operand)
+            acc = tl.dot(w, xs, acc, input_precision="ieee", out_dtype=acc.dtype)
+
+    total_columns = tl.num_programs(1) * columns
+    stored = (m < rows)[None, :] & (n < columns)[:, None]
+    if split == 1:
+        y_at = (m // y_rows).to(tl.int64) * y_batch + (m % y_rows).to(tl.int64) * total_columns
+        y_at = y_at[None, :] + column[:, None]
+        _end(
+            *(acc, sums, scale, bias, row_scale, row_zero, added, y, row, column, y_at, stored, scale_rows),
+            *(of_codes, has_bias, has_added),
+        )
+    else:
+        at = (part.to(tl.int64) * rows + row)[None, :] * total_columns + column[:, None]
+        tl.store(partial + at, acc, mask=stored)
+
+
+@triton.jit
+def finish(
+    sums,
+    scale,
+    bias,
+    row_scale,
+    row_zero,
+    added,
+    y,
+    partial,
+    rows,
+    columns,
+    scale_rows,
+    y_rows,
+    y_batch,
+    of_codes: tl.constexpr,
+    has_bias: tl.constexpr,
+    has_added: tl.constexpr,
+    split: tl.constexpr,
+    block_rows: tl.constexpr,
+    block_columns: tl.constexpr,
+):
+    """Add the parts of one tile of sums, [split, rows, columns], in order, and end as `product` does."""
+    m = tl.program_id(0) * block_rows + tl.arange(0, block_rows)
+    n = tl.program_id(1) * block_columns + tl.arange(0, block_columns)
+    row, column = tl.minimum(m, rows - 1), tl.minimum(n, columns - 1)
+    stored = (m < rows)[None, :] & (n < columns)[:, None]
+    at = row.to(tl.int64)[None, :] * columns + column[:, None]
+    acc = tl.load(partial + at)
+    for part in range(1, split):
+        acc += tl.load(partial + at + part * rows.to(tl.int64) * columns)
+    y_at = (m // y_rows).to(tl.int64) * y_batch + (m % y_rows).to(tl.int64) * columns
+    y_at = y_at[None, :] + column[:, None]
+    _end(
+        *(acc, sums, scale, bias, row_scale, row_zero, added, y, row, column, y_at, stored, scale_rows),
+        *(of_codes, has_bias, has_added),
+    )
+
+
+@triton.jit
+def _end(
+    acc,
+    sums,
+    scale,
+    bias,
+    row_scale,
+    row_zero,
+    added,
+    y,
+    row,
+    column,
+    y_at,
+    stored,
+    scale_rows,
+    of_codes: tl.constexpr,
+    has_bias: tl.constexpr,
+    has_added: tl.constexpr,
+):
+    product_scale = tl.load(scale + column)[:, None]
+    if of_codes:
+        zero = tl.load(row_zero + row // scale_rows)[None, :]
+        acc -= zero * tl.load(sums + column)[:, None]
+        product_scale = product_scale * tl.load(row_scale + row // scale_rows)[None, :]
+    out = acc.to(tl.float32) * product_scale
+    if has_bias:
+        out += tl.load(bias + column)[:, None]
+    if has_added:
+        out = tl.load(added + y_at, mask=stored, other=0.0) + out
+    tl.store(y + y_at, out.to(y.dtype.element_ty), mask=stored)
+
+
+@triton.jit
+def _field(byte, j: tl.constexpr, field: tl.constexpr, is_top: tl.constexpr):
+    """Return the j-th field of int8 bytes: with its sign where it is a code's top one, as it is otherwise."""
+    if is_top:
+        return (byte << (8 - field * (j + 1))) >> (8 - field)
+    return (byte >> (field * j)) & ((1 << field) - 1)
+
+
+@triton.jit
+def _place(program, row_tiles, column_tiles):
+    """Return the tile (row, column) of a program: neighbours share rows and columns, which then stay in the cache."""
+    height: tl.constexpr = 8
+    band = program // (height * column_tiles)
+    first = band * height
+    high = tl.minimum(row_tiles - first, height)
+    inside = program % (height * column_tiles)
+    return first + inside % high, inside // high

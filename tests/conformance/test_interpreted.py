@@ -1,0 +1,33 @@
+"""The GPU's kernels in Triton's interpreter, on the CPU, under every suite that a GPU has to pass.
+
+In a process of its own: Triton reads the variable when it is imported.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from mixdq.runtime.kernels.gpu import available
+
+TESTS = Path(__file__).resolve().parents[1]
+SUITES = ("conformance/test_backends.py", "conformance/test_dynamic.py")
+OURS = ("runtime/kernels/gpu", "runtime/backends/test_cuda.py")
+
+
+@pytest.mark.skipif(available.interpreted(), reason="this is the interpreter's process")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the kernels themselves run under the same suites")
+@pytest.mark.parametrize("which", ["suites", "ours"])
+def test_interpreted_kernels_pass(which: str) -> None:
+    pytest.importorskip("triton")
+    files = [*map(str, (TESTS / name for name in SUITES)), "-k", "cuda"] if which == "suites" else map(
+        str, (TESTS / name for name in OURS)
+    )
+    command = [sys.executable, "-m", "pytest", "-p", "no:xdist", "-p", "no:cacheprovider", *files]
+    environment = {**os.environ, available.INTERPRETER: "1"}
+    done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment, cwd=TESTS.parent)
+    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
+    assert " passed" in done.stdout

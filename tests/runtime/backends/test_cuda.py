@@ -1,0 +1,66 @@
+from dataclasses import replace
+
+import pytest
+import torch
+
+from mixdq.errors import NoBackendError
+from mixdq.quant.weights import quantize_weight
+from mixdq.runtime.backends.cuda import MAX_DEPTH, CudaBackend
+from mixdq.runtime.kernel import HoldingKernel, KernelRequest
+from mixdq.runtime.kernels.gpu import available
+from mixdq.runtime.select import select
+from mixdq.types.plan import LayerBits
+
+CUDA = CudaBackend()
+DEVICE = "cpu" if available.interpreted() else "cuda"
+REQUEST = KernelRequest(
+    layer="mid.to_q",
+    op="linear",
+    bits=LayerBits(weight=8, activation=8),
+    weight_shape=(40, 24),
+    device=DEVICE,
+    dtype=torch.float16,
+    output_dtype=torch.float16,
+)
+works = pytest.mark.skipif(available.trouble() is not None, reason=str(available.trouble()))
+
+
+def test_refusals_are_in_words() -> None:
+    elsewhere = "cuda" if DEVICE == "cpu" else "cpu"
+    assert f"not on {elsewhere}" in CUDA.refusals(replace(REQUEST, device=elsewhere))[0]
+    assert "floating point" in CUDA.refusals(replace(REQUEST, bits=LayerBits(weight=16, activation=8)))[0]
+    assert "float64" in CUDA.refusals(replace(REQUEST, dtype=torch.float64))[0]
+    assert "zero points" in CUDA.refusals(replace(REQUEST, symmetric=False))[0]
+    assert "overflow" in CUDA.refusals(replace(REQUEST, weight_shape=(1, MAX_DEPTH + 1)))[0]
+
+
+def test_a_reason_why_no_kernel_runs_is_the_refusal(monkeypatch) -> None:
+    monkeypatch.setattr(available, "trouble", lambda: "Triton cannot be imported: pip install triton")
+    with pytest.raises(NoBackendError, match=r"mid\.to_q.*pip install triton"):
+        select(REQUEST, "cuda")
+
+
+@works
+def test_what_it_can_it_does_not_refuse() -> None:
+    weight_only = LayerBits(weight=8, activation=16)
+    for request in (REQUEST, replace(REQUEST, dynamic=True), replace(REQUEST, bits=weight_only, symmetric=False)):
+        assert CUDA.refusals(request) == []
+
+
+@works
+@pytest.mark.parametrize("num_bits", [2, 3, 4, 8])
+@pytest.mark.parametrize(("shape", "groups"), [((1, 1), 1), ((33, 5), 1), ((70, 8, 3, 3), 2), ((6, 1, 1, 2), 3)])
+def test_planes_give_the_portable_codes_back(num_bits: int, shape: tuple[int, ...], groups: int) -> None:
+    (part,) = quantize_weight(torch.randn(shape, device=DEVICE), num_bits, symmetric=num_bits == 8)
+    request = replace(
+        REQUEST,
+        op="linear" if len(shape) == 2 else "conv2d",
+        bits=LayerBits(weight=num_bits, activation=8),
+        weight_shape=shape,
+        groups=groups,
+        symmetric=num_bits == 8,
+    )
+    kernel = CUDA.bind(request, part, None, None)
+    assert isinstance(kernel, HoldingKernel)
+    assert torch.equal(kernel.portable_codes(), part.codes)
+    assert kernel.portable_codes().is_contiguous()

@@ -1,0 +1,36 @@
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from mixdq.runtime.kernels.gpu import available
+
+SAY = "from mixdq.runtime.kernels.gpu import available; print(available.trouble())"
+
+
+def trouble(before: str = "", interpret: str = "1") -> str:
+    """What a fresh process says."""
+    code = f"import os, sys; os.environ['TRITON_INTERPRET'] = '{interpret}'; {before}; {SAY}"
+    return subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.strip()
+
+
+def test_without_a_gpu_it_says_so() -> None:
+    if torch.cuda.is_available() or available.interpreted():
+        pytest.skip("there is a GPU, or kernels are interpreted")
+    assert "no NVIDIA GPU" in str(available.trouble())
+
+
+def test_without_triton_it_says_what_to_install() -> None:
+    assert "pip install triton" in trouble("sys.modules['triton'] = None")
+
+
+def test_a_broken_triton_is_told_from_a_missing_one() -> None:
+    broken = "import types; sys.modules['triton'] = types.ModuleType('triton')"
+    assert "triton" in trouble(broken).lower()
+
+
+def test_interpreted_there_is_a_card_of_our_own() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    assert available.card(torch.device("cpu")).multiprocessors > 0
