@@ -23,8 +23,10 @@ OURS = ("runtime/kernels/gpu", "runtime/backends/test_cuda.py")
 @pytest.mark.parametrize("which", ["suites", "ours"])
 def test_interpreted_kernels_pass(which: str) -> None:
     pytest.importorskip("triton")
-    files = [*map(str, (TESTS / name for name in SUITES)), "-k", "cuda"] if which == "suites" else map(
-        str, (TESTS / name for name in OURS)
+    files = (
+        [*map(str, (TESTS / name for name in SUITES)), "-k", "cuda"]
+        if which == "suites"
+        else map(str, (TESTS / name for name in OURS))
     )
     command = [sys.executable, "-m", "pytest", "-p", "no:xdist", "-p", "no:cacheprovider", *files]
     environment = {**os.environ, available.INTERPRETER: "1"}

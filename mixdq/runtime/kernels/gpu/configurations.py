@@ -12,28 +12,30 @@ STEP_CYCLES = 100
 """What a turn of the loop takes at least: its barriers and addresses."""
 TILE_CYCLES = 2500
 """What a tile costs besides its loop: filling the pipeline, the end."""
-SHARED_BYTES = 96 * 2**10
-"""What the pipeline may take of a multiprocessor's shared memory, on any card."""
+L2_BYTES = 40
+"""What a multiprocessor gets of the L2 cache in a cycle."""
+PIPELINE_SHARE = 0.85
+"""Of the shared memory, for tiles that are on their way."""
 FINISH_CYCLES = 6000
 """What a second kernel costs, which adds the parts of sums."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Generation:
-    """What one multiprocessor does in a cycle: multiplications of codes, of 16-bit floats; bytes from the L2 cache."""
+    """What one multiprocessor does in a cycle, multiplications of codes and of 16-bit floats; what a tile may hold."""
 
     codes: int
     floats: int
-    bytes: int = 40
+    shared_kib: int
 
 
 GENERATIONS = {
-    (8, 0): Generation(codes=2048, floats=1024),
-    (8, 6): Generation(codes=1024, floats=256),
-    (8, 9): Generation(codes=1024, floats=512),
-    (9, 0): Generation(codes=4096, floats=2048),
-    (10, 0): Generation(codes=8192, floats=4096),
-    (12, 0): Generation(codes=1024, floats=512),
+    (8, 0): Generation(codes=2048, floats=1024, shared_kib=163),
+    (8, 6): Generation(codes=1024, floats=256, shared_kib=99),
+    (8, 9): Generation(codes=1024, floats=512, shared_kib=99),
+    (9, 0): Generation(codes=4096, floats=2048, shared_kib=227),
+    (10, 0): Generation(codes=8192, floats=4096, shared_kib=227),
+    (12, 0): Generation(codes=1024, floats=512, shared_kib=99),
 }
 """Compute capability -> rates; a card has those of the last one that is not above its own."""
 
@@ -84,18 +86,19 @@ TILES = ((256, 128, 8), (128, 128, 8), (64, 128, 4), (128, 64, 4), (64, 64, 4), 
 @functools.lru_cache(maxsize=4096)
 def configuration(sizes: Sizes, card: Card) -> Configuration:
     """Return the choice of the fewest estimated cycles, the first of equals."""
-    return min(choices(sizes), key=lambda choice: estimated_cycles(sizes, choice, card))
+    return min(choices(sizes, card), key=lambda choice: estimated_cycles(sizes, choice, card))
 
 
-def choices(sizes: Sizes) -> list[Configuration]:
-    """Return what may be chosen: no part of a sum is empty, the pipeline fits the shared memory of every card."""
+def choices(sizes: Sizes, card: Card) -> list[Configuration]:
+    """Return what may be chosen: no part of a sum is empty, the pipeline fits the shared memory."""
     out = []
+    shared = PIPELINE_SHARE * card.generation.shared_kib * 2**10
     for rows, columns, warps in TILES:
         # Products of float32 take no matrix unit, and many registers.
         if rows * columns > {1: 256, 2: 128, 4: 32}[sizes.input_bytes] * 128:
             continue
         step_bytes = (columns * sizes.weight_bits / 8 + rows * sizes.input_bytes) * sizes.depth / sizes.steps
-        stages = max(1, min(4, int(SHARED_BYTES / step_bytes)))
+        stages = max(1, min(4, int(shared / step_bytes)))
         for split in SPLITS:
             if split <= sizes.steps:
                 out.append(Configuration(rows=rows, columns=columns, split=split, warps=warps, stages=stages))
@@ -110,7 +113,7 @@ def estimated_cycles(sizes: Sizes, choice: Configuration, card: Card) -> float:
     step_depth = sizes.depth / sizes.steps
     rate = generation.codes if sizes.of_codes else generation.floats
     computing = choice.rows * choice.columns * step_depth / rate
-    loading = (choice.columns * sizes.weight_bits / 8 + choice.rows * sizes.input_bytes) * step_depth / generation.bytes
+    loading = (choice.columns * sizes.weight_bits / 8 + choice.rows * sizes.input_bytes) * step_depth / L2_BYTES
     waves = -(-tiles // card.multiprocessors)
     cycles = waves * (turns * max(computing, loading, STEP_CYCLES * step_depth / sizes.tile) + TILE_CYCLES)
     return cycles + (FINISH_CYCLES if choice.split > 1 else 0)

@@ -99,7 +99,7 @@ class GpuLayer:
         self._fields = (*tensors.order.fields, 0, 0)[:3]
 
     def linear(self, x: Tensor, /, added: Tensor | None = None) -> Tensor:
-        """Return the output [..., out] of `x` [..., in], plus `added`, float32 and contiguous, of the output's shape."""
+        """Return the output [..., out] of `x` [..., in], plus `added`, float32 and contiguous, of its shape."""
         lines = _as_lines(x)
         y = torch.empty(*x.shape[:-1], self._columns, dtype=self._stored, device=x.device)
         if y.numel():

@@ -153,9 +153,7 @@ def test_what_is_added_is_added_at_the_end(op: str) -> None:
 @pytest.mark.parametrize("op", ["linear", "conv2d"])
 def test_weight_only_products_are_those_of_float64(dtype, num_bits: int, symmetric: bool, op: str) -> None:
     request = replace(REQUEST, weight_shape=(40, 64)) if op == "linear" else CONV
-    request = replace(
-        request, bits=LayerBits(weight=num_bits, activation=16), dtype=dtype, output_dtype=torch.float32
-    )
+    request = replace(request, bits=LayerBits(weight=num_bits, activation=16), dtype=dtype, output_dtype=torch.float32)
     x = (normal(5, 64) if op == "linear" else normal(2, 6, 5, 6)).to(dtype)
     kernel = bound(request, CUDA, symmetric)
     exact = replace(request, dtype=torch.float64, output_dtype=torch.float64)
