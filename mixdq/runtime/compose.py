@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from mixdq.quant.bos import BosRows, with_first_row
-from mixdq.runtime.kernel import Kernel
+from mixdq.runtime.kernel import AddingKernel, Kernel
 from mixdq.runtime.requests import Borders
 
 
@@ -27,8 +27,12 @@ class JoinedInput:
         """Return the sum of the parts' products, in `dtype`."""
         total: Tensor | None = None
         for kernel, part in zip(self.kernels, torch.split(x, list(self.splits), dim=self.channel_axis), strict=True):
-            y = kernel(part)
-            total = y if total is None else total + y
+            if total is None:
+                total = kernel(part)
+            elif isinstance(kernel, AddingKernel):
+                total = kernel.add(part, total, self.dtype if kernel is self.kernels[-1] else torch.float32)
+            else:
+                total = total + kernel(part)
         assert total is not None
         return total.to(self.dtype)
 

@@ -6,6 +6,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from mixdq.quant.bos import BosRow
 from mixdq.types.layers import Op
 from mixdq.types.plan import LayerBits
 from mixdq.types.tensors import QParams, QTensor
@@ -58,6 +59,24 @@ class HoldingKernel(Kernel, Protocol):
 
     def portable_codes(self) -> Tensor:
         """Return the codes it was bound to, in the portable layout of `QTensor.codes`."""
+        ...
+
+
+@runtime_checkable
+class AddingKernel(Kernel, Protocol):
+    """A kernel that adds to what other parts of a layer gave, in the same pass."""
+
+    def add(self, x: Tensor, total: Tensor, dtype: torch.dtype, /) -> Tensor:
+        """Return `total`, float32 and in memory as the output is, plus the product of `x`, in `dtype`."""
+        ...
+
+
+@runtime_checkable
+class BosKernel(Kernel, Protocol):
+    """A kernel that can set first text tokens aside by itself."""
+
+    def beside_bos(self, bos: BosRow, general: Kernel, /) -> Kernel:
+        """Return the kernel that does what `general` does, and may call it."""
         ...
 
 

@@ -18,7 +18,7 @@ from mixdq.quant.weights import dequantize_weight
 from mixdq.runtime.binding import Bound, bind_parts, is_offloaded, stand_in
 from mixdq.runtime.compose import BesideBosRow, JoinedInput
 from mixdq.runtime.heap import HEAP
-from mixdq.runtime.kernel import HoldingKernel, Kernel
+from mixdq.runtime.kernel import BosKernel, HoldingKernel, Kernel
 from mixdq.runtime.layout import (
     EXACT_NAMES,
     LayerLayout,
@@ -241,7 +241,8 @@ class QuantizedLayer(nn.Module):
         if bos is None:
             return kernel
         product = self._float_product if self._at_run_time else None
-        return BesideBosRow(kernel, BosRows(bos, self.bias, product=product, name=self.layout.name))
+        beside = BesideBosRow(kernel, BosRows(bos, self.bias, product=product, name=self.layout.name))
+        return kernel.beside_bos(bos, beside) if isinstance(kernel, BosKernel) else beside
 
     def _float_product(self, x: Tensor) -> Tensor:
         return nn.functional.linear(x, self.float_weight().to(x.device))

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from mixdq.quant.bos import CLIP_TOKENS, BosRow
 from mixdq.quant.packing import unpack
 from mixdq.runtime.kernel import Kernel, KernelRequest
 from mixdq.runtime.kernels.gpu import available
@@ -21,7 +22,7 @@ from mixdq.types.plan import FLOAT_BITS
 from mixdq.types.tensors import QParams, QTensor, QuantSpec
 
 if TYPE_CHECKING:
-    from mixdq.runtime.kernels.gpu.layers import LayerTensors
+    from mixdq.runtime.kernels.gpu.layers import GpuLayer, LayerTensors
 
 MAX_DEPTH = (2**31 - 1) // (255 * 128)
 """The longest sum that no int32 can overflow."""
@@ -93,8 +94,30 @@ class _Product:
         codes = codes_of(tensors.planes, tensors.order).reshape(shape)
         return codes if tensors.order.num_bits == 8 else packed_rows(codes.flatten(1), tensors.order.num_bits)
 
+    def add(self, x: Tensor, total: Tensor, dtype: torch.dtype, /) -> Tensor:
+        """Return `total` plus the product of `x`, in `dtype`."""
+        return self._run(x, total, dtype)
+
+    def beside_bos(self, bos: BosRow, general: Kernel, /) -> Kernel:
+        """Return a kernel that sets first tokens aside by itself, and leaves unusual texts to `general`."""
+        return _BesideBos(self.layer, bos, general)
+
     def __call__(self, x: Tensor, /) -> Tensor:
         return self._run(x)
+
+
+@dataclass(frozen=True)
+class _BesideBos:
+    """A Linear layer of one or more texts, none longer than the text encoder takes."""
+
+    layer: "GpuLayer"
+    bos: BosRow
+    general: Kernel
+
+    def __call__(self, x: Tensor, /) -> Tensor:
+        if x.dim() == 3 and x.shape[1] <= CLIP_TOKENS:
+            return self.layer.linear_beside_bos(x, self.bos.input, self.bos.output)
+        return self.general(x)
 
 
 def _tensors(

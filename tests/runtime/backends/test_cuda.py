@@ -2,12 +2,15 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 
 from mixdq.errors import NoBackendError
 from mixdq.quant.weights import quantize_weight
 from mixdq.runtime.backends.cuda import MAX_DEPTH, CudaBackend
+from mixdq.runtime.conv2d import QuantizedConv2d
 from mixdq.runtime.kernel import HoldingKernel, KernelRequest
 from mixdq.runtime.kernels.gpu import available
+from mixdq.runtime.layout import LayerLayout
 from mixdq.runtime.select import select
 from mixdq.types.plan import LayerBits
 
@@ -45,6 +48,24 @@ def test_what_it_can_it_does_not_refuse() -> None:
     weight_only = LayerBits(weight=8, activation=16)
     for request in (REQUEST, replace(REQUEST, dynamic=True), replace(REQUEST, bits=weight_only, symmetric=False)):
         assert CUDA.refusals(request) == []
+
+
+@works
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("size", [1, 3])
+def test_parts_of_a_joined_input_are_added_as_the_reference_adds_them(dtype: torch.dtype, size: int) -> None:
+    torch.manual_seed(0)
+    module = nn.Conv2d(9, 4, size, padding=size // 2, device=DEVICE)
+    layout = LayerLayout(
+        name="shortcut", bits=LayerBits(weight=8, activation=8), symmetric=True, splits=(4, 5), bos=False, dynamic=True
+    )
+    parts = quantize_weight(module.weight, 8, splits=(4, 5))
+    x = torch.randn(2, 9, 4, 3, device=DEVICE).to(dtype)
+    found, wanted = (
+        QuantizedConv2d.from_float(module, layout, parts, None, backend=name).run(x) for name in ("cuda", "reference")
+    )
+    assert found.dtype == dtype
+    assert torch.equal(found, wanted)
 
 
 @works

@@ -94,6 +94,9 @@ def choices(sizes: Sizes, card: Card) -> list[Configuration]:
     out = []
     shared = PIPELINE_SHARE * card.generation.shared_kib * 2**10
     for rows, columns, warps in TILES:
+        if rows > 128 and card.capability < (9, 0):
+            # Before Hopper, sums in registers, and these do not fit.
+            continue
         # Products of float32 take no matrix unit, and many registers.
         if rows * columns > {1: 256, 2: 128, 4: 32}[sizes.input_bytes] * 128:
             continue

@@ -13,7 +13,8 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-from mixdq.runtime.kernels.gpu import activations, available, product
+from mixdq.quant.bos import MISFIT_LIMIT
+from mixdq.runtime.kernels.gpu import activations, available, bos, product
 from mixdq.runtime.kernels.gpu.configurations import Card, Configuration, Sizes, configuration
 from mixdq.runtime.kernels.gpu.weights import WeightOrder
 
@@ -86,9 +87,7 @@ class GpuLayer:
         """
         self.tensors = tensors
         self._dtype, self._groups, self._card = dtype, groups, card
-        # Triton's interpreter does not round to bfloat16, and takes it for integers in products.
         self._widens = available.interpreted()
-        self._stored = torch.float32 if self._widens else dtype
         self._is_linear = window is None
         self._window = window or Window()
         self._columns = tensors.scale.shape[0]
@@ -98,26 +97,66 @@ class GpuLayer:
         self._planes = (*tensors.planes, *tensors.planes[:1] * 2)[:3]
         self._fields = (*tensors.order.fields, 0, 0)[:3]
 
-    def linear(self, x: Tensor, /, added: Tensor | None = None) -> Tensor:
-        """Return the output [..., out] of `x` [..., in], plus `added`, float32 and contiguous, of its shape."""
-        lines = _as_lines(x)
-        y = torch.empty(*x.shape[:-1], self._columns, dtype=self._stored, device=x.device)
+    def linear(self, x: Tensor, /, added: Tensor | None = None, dtype: torch.dtype | None = None) -> Tensor:
+        """Return the output [..., out] of `x` [..., in], plus `added`, float32 and contiguous, of its shape.
+
+        It has the layer's dtype where none is given.
+        """
+        dtype = dtype or self._dtype
+        y = self._empty(x, *x.shape[:-1], dtype=dtype)
         if y.numel():
-            self._run(lines.transpose(1, 2).unsqueeze(2), y, added)
-        return y.to(self._dtype)
+            self._run(_as_picture(x), y, added)
+        return y.to(dtype)
 
-    def conv2d(self, x: Tensor, /, added: Tensor | None = None) -> Tensor:
-        """Return the output [(batch,) out, height, width] of `x` [(batch,) in, height, width], plus `added`.
+    def conv2d(self, x: Tensor, /, added: Tensor | None = None, dtype: torch.dtype | None = None) -> Tensor:
+        """Return the output [(batch,) out, height, width] of `x` [(batch,) in, height, width]; as `linear`.
 
-        `added` is float32, of the output's shape, channels last.
+        `added` is channels last.
         """
         if x.dim() == 3:
-            return self.conv2d(x[None], None if added is None else added[None])[0]
+            return self.conv2d(x[None], None if added is None else added[None], dtype)[0]
+        dtype = dtype or self._dtype
         batch, _, height, width = x.shape
-        y = torch.empty(batch, *self._size(height, width), self._columns, dtype=self._stored, device=x.device)
+        y = self._empty(x, batch, *self._size(height, width), dtype=dtype)
         if y.numel():
             self._run(x, y, None if added is None else added.permute(0, 2, 3, 1))
-        return y.to(self._dtype).permute(0, 3, 1, 2)
+        return y.to(dtype).permute(0, 3, 1, 2)
+
+    def linear_beside_bos(self, x: Tensor, bos_input: Tensor, bos_output: Tensor) -> Tensor:
+        """Return the output of `x` [batch, tokens, in] whose first tokens have rows of their own; see `bos`.
+
+        `bos_input` [in] and `bos_output` [out] are float32.
+        """
+        tensors, order = self.tensors, self.tensors.order
+        batch, tokens, channels = x.shape
+        y = self._empty(x, batch, tokens, dtype=self._dtype)
+        if not y.numel():
+            return y.to(self._dtype)
+        if tokens > 1:
+            self._run(_as_picture(x[:, 1:]), y[:, 1:], None)
+        with _on(x.device):
+            bos.bos_rows[(-(-self._columns // 64), batch)](
+                *(x, bos_input, bos_output, tensors.bias, tensors.scale, tensors.zero_points, *self._planes, y),
+                *(channels, self._columns, order.tap_steps, x.stride(0), x.stride(2), y.stride(0)),
+                misfit_limit=MISFIT_LIMIT,
+                field_0=self._fields[0],
+                field_1=self._fields[1],
+                field_2=self._fields[2],
+                tile=order.tile,
+                tiles=order.tiles,
+                symmetric=tensors.zero_points is None,
+                has_bias=tensors.bias is not None,
+                block_columns=64,
+                block_channels=min(2048, _power_of_2(channels)),
+                num_warps=4,
+                enable_fp_fusion=False,
+            )
+        return y.to(self._dtype)
+
+    def _empty(self, x: Tensor, *shape: int, dtype: torch.dtype) -> Tensor:
+        # Triton's interpreter does not round to bfloat16.
+        stored = torch.float32 if self._widens else dtype
+        return torch.empty(*shape, self._columns, dtype=stored, device=x.device)
 
     def _run(self, x: Tensor, y: Tensor, added: Tensor | None) -> None:
         with _on(x.device):
@@ -176,6 +215,8 @@ class GpuLayer:
         if chosen.split > 1:
             sums = torch.int32 if self._of_codes else torch.float32
             partial = torch.empty(chosen.split, rows, self._columns, dtype=sums, device=y.device)
+        # A text's rows lie apart from the next one's where first tokens lie between.
+        y_order = (rows, 0) if y.is_contiguous() else (y.shape[-2], y.stride(0))
         scale_rows = y.shape[-3] * y.shape[-2] if made.of_pictures else 1
         ends = (tensors.sums, tensors.scale, tensors.bias, made.row_scale, made.row_zero, added, y, partial)
         flags = {
@@ -191,7 +232,7 @@ class GpuLayer:
             *(1, 1, scale_rows) if window.is_pixel else (y.shape[-2], y.shape[-3] * y.shape[-2], scale_rows),
             *(picture, line, pixel, window.dilation[0] * line, window.dilation[1] * pixel),
             *(window.stride[0] * line, window.stride[1] * pixel),
-            *(rows, 0),
+            *y_order,
             bits=order.num_bits,
             field_0=self._fields[0],
             field_1=self._fields[1],
@@ -200,7 +241,7 @@ class GpuLayer:
             tiles=order.tiles,
             kernel_width=window.kernel[1],
             is_window=not window.is_pixel,
-            operand=tl.float32 if self._widens and not self._of_codes else OPERANDS[made.x.dtype],
+            operand=self._operand(made.x.dtype),
             symmetric=tensors.zero_points is None,
             **flags,
             block_rows=chosen.rows,
@@ -212,7 +253,7 @@ class GpuLayer:
         if chosen.split > 1:
             product.finish[(-(-rows // 32), -(-self._columns // 64))](
                 *ends,
-                *(rows, self._columns, scale_rows, rows, 0),
+                *(rows, self._columns, scale_rows, *y_order),
                 **flags,
                 block_rows=32,
                 block_columns=64,
@@ -238,19 +279,25 @@ class GpuLayer:
         )
         return configuration(sizes, self._card)
 
+    def _operand(self, dtype: torch.dtype) -> tl.dtype:
+        # Triton's interpreter takes bfloat16 for integers.
+        return tl.float32 if self._widens and not self._of_codes else OPERANDS[dtype]
+
     def _size(self, height: int, width: int) -> tuple[int, int]:
         window = self._window
         covered = [window.dilation[i] * (window.kernel[i] - 1) + 1 - 2 * window.padding[i] for i in (0, 1)]
         return (height - covered[0]) // window.stride[0] + 1, (width - covered[1]) // window.stride[1] + 1
 
 
-def _as_lines(x: Tensor) -> Tensor:
-    """Return `x` [..., in] as [batch, tokens, in], where its memory allows without a copy."""
+def _as_picture(x: Tensor) -> Tensor:
+    """Return `x` [..., in] as [batch, in, 1, tokens], where its memory allows without a copy."""
     if x.dim() < 3:
-        return x.reshape(1, -1, x.shape[-1])
-    if x.dim() > 3:
+        x = x.reshape(1, -1, x.shape[-1])
+    elif x.dim() > 3:
         x = x.flatten(0, -3)
-    return x.flatten(0, 1)[None] if x.stride(0) == x.shape[1] * x.stride(1) else x
+    if x.stride(0) == x.shape[1] * x.stride(1):
+        x = x.flatten(0, 1)[None]
+    return x.transpose(1, 2).unsqueeze(2)
 
 
 def _blocks(picture: int, x: Tensor, depth: int) -> tuple[int, int]:

@@ -108,15 +108,15 @@ def product(
             else:
                 if s % (8 // field_0) == 0:
                     byte_0 = tl.load(at_0 + (step * (tiles * field_0 // 8) + s // (8 // field_0)) * tile)
-                w = _field(byte_0, s % (8 // field_0), field_0, field_1 == 0)
+                w = field_of(byte_0, s % (8 // field_0), field_0, field_1 == 0)
                 if field_1 > 0:
                     if s % (8 // field_1) == 0:
                         byte_1 = tl.load(at_1 + (step * (tiles * field_1 // 8) + s // (8 // field_1)) * tile)
-                    w |= _field(byte_1, s % (8 // field_1), field_1, field_2 == 0) << field_0
+                    w |= field_of(byte_1, s % (8 // field_1), field_1, field_2 == 0) << field_0
                 if field_2 > 0:
                     if s % (8 // field_2) == 0:
                         byte_2 = tl.load(at_2 + (step * (tiles * field_2 // 8) + s // (8 // field_2)) * tile)
-                    w |= _field(byte_2, s % (8 // field_2), field_2, True) << (field_0 + field_1)
+                    w |= field_of(byte_2, s % (8 // field_2), field_2, True) << (field_0 + field_1)
             # Of codes below 8 bits the difference is an int8; of floats it is exact.
             w = w.to(operand)
             if not symmetric:
@@ -210,7 +210,7 @@ def _end(
 
 
 @triton.jit
-def _field(byte, j: tl.constexpr, field: tl.constexpr, is_top: tl.constexpr):
+def field_of(byte, j: tl.constexpr, field: tl.constexpr, is_top: tl.constexpr):
     """Return the j-th field of int8 bytes: with its sign where it is a code's top one, as it is otherwise."""
     if is_top:
         return (byte << (8 - field * (j + 1))) >> (8 - field)
