@@ -17,12 +17,13 @@ from mixdq.quant.bos import CLIP_TOKENS, BosRow
 from mixdq.quant.packing import unpack
 from mixdq.runtime.kernel import Kernel, KernelRequest
 from mixdq.runtime.kernels.gpu import available
+from mixdq.runtime.kernels.gpu.tensors import LayerTensors, Window
 from mixdq.runtime.kernels.gpu.weights import codes_of, packed_rows, planes_of, weight_order
 from mixdq.types.plan import FLOAT_BITS
 from mixdq.types.tensors import QParams, QTensor, QuantSpec
 
 if TYPE_CHECKING:
-    from mixdq.runtime.kernels.gpu.layers import GpuLayer, LayerTensors
+    from mixdq.runtime.kernels.gpu.layers import GpuLayer
 
 MAX_DEPTH = (2**31 - 1) // (255 * 128)
 """The longest sum that no int32 can overflow."""
@@ -70,7 +71,7 @@ class _Product:
         self, request: KernelRequest, weight: QTensor, bias: Tensor | None, activation: QParams | None
     ) -> None:
         # Not where there is no Triton.
-        from mixdq.runtime.kernels.gpu.layers import GpuLayer, Window
+        from mixdq.runtime.kernels.gpu.layers import GpuLayer
 
         window = None
         if request.op == "conv2d":
@@ -120,11 +121,7 @@ class _BesideBos:
         return self.general(x)
 
 
-def _tensors(
-    request: KernelRequest, weight: QTensor, bias: Tensor | None, activation: QParams | None
-) -> "LayerTensors":
-    from mixdq.runtime.kernels.gpu.layers import LayerTensors
-
+def _tensors(request: KernelRequest, weight: QTensor, bias: Tensor | None, activation: QParams | None) -> LayerTensors:
     num_bits, device = request.bits.weight, weight.codes.device
     out, channels = weight.shape[:2]
     taps = torch.Size(weight.shape[2:]).numel()

@@ -14,6 +14,8 @@ from mixdq.quant.weights import quantize_weight
 from mixdq.runtime.backends.cuda import CudaBackend
 from mixdq.runtime.kernel import KernelRequest
 from mixdq.runtime.kernels.gpu import available
+from mixdq.runtime.kernels.gpu.inputs import prepare
+from mixdq.runtime.kernels.gpu.tensors import Window
 from mixdq.types.plan import LayerBits
 from mixdq.types.tensors import QParams, QuantSpec
 
@@ -36,7 +38,8 @@ def prepared(request: KernelRequest, x: Tensor, activation: QParams | None) -> t
     """The codes [batch, height, width, channels], borders and all, and scale and zero point of rows or pictures."""
     (part,) = quantize_weight(torch.ones(request.weight_shape, device=DEVICE), 8)
     kernel = CudaBackend().bind(request, part, None, activation)
-    made = kernel.layer.prepare(x)
+    window = None if request.op == "linear" else Window(kernel=request.weight_shape[2:], padding=request.padding)
+    made = prepare(x, kernel.layer.tensors, window, 1)
     return made.x[..., : x.shape[1]], made.row_scale, made.row_zero
 
 
@@ -110,7 +113,7 @@ def test_floats_are_taken_as_they_are_and_copied_only_where_they_must(channels: 
     x = torch.randn(1, channels, 1, 7, device=DEVICE)
     last = x.contiguous(memory_format=torch.channels_last)
     for each in (x, last):
-        made = layer.prepare(each).x
+        made = prepare(each, layer.tensors, None, 1).x
         assert torch.equal(made[..., :channels], x.permute(0, 2, 3, 1))
         assert bool((made[..., channels:] == 0.0).all())
         assert (made.data_ptr() == each.data_ptr()) == (channels == 64 and each is last)
