@@ -15,7 +15,8 @@ from mixdq.runtime.kernels.gpu import available
 
 TESTS = Path(__file__).resolve().parents[1]
 SUITES = ("conformance/test_backends.py", "conformance/test_dynamic.py")
-OURS = ("runtime/kernels/gpu", "runtime/backends/test_cuda.py")
+KERNELS = ("test_activations.py", "test_bos.py", "test_layers.py")
+OURS = (*(f"runtime/kernels/gpu/{name}" for name in KERNELS), "runtime/backends/test_cuda.py")
 
 
 @pytest.mark.skipif(available.interpreted(), reason="this is the interpreter's process")

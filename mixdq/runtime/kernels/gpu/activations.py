@@ -15,7 +15,10 @@ CHUNKS = 64
 """The most parts of a picture whose ranges are found apart."""
 
 
-@triton.jit
+# No kernel of its own for every number of them.
+@triton.jit(
+    do_not_specialize=["height", "width", "line", "picture", "border_height", "border_width", "channels", "chunks"],
+)
 def prepare(
     x,
     prepared,
@@ -113,7 +116,7 @@ def prepare(
             tl.store(row_zero + batch + nothing, own_zero)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["width", "picture", "channels", "chunk"])
 def find_ranges(
     x,
     ranges,

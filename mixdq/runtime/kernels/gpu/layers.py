@@ -155,7 +155,7 @@ class GpuLayer:
         if chosen.split > 1:
             product.finish[(-(-rows // 32), -(-self._columns // 64))](
                 *ends,
-                *(rows, self._columns, scale_rows, *y_order),
+                *(rows, self._columns, rows * self._columns, scale_rows, *y_order),
                 **flags,
                 block_rows=32,
                 block_columns=64,

@@ -15,7 +15,10 @@ import triton
 import triton.language as tl
 
 
-@triton.jit
+# No kernel of its own for every number of them.
+@triton.jit(
+    do_not_specialize=["rows", "steps", "tap_steps", "line_rows", "picture_rows", "scale_rows", "y_rows"],
+)
 def product(
     x,
     plane_0,
@@ -138,7 +141,7 @@ def product(
         tl.store(partial + at, acc, mask=stored)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "part_sums", "scale_rows", "y_rows"])
 def finish(
     sums,
     scale,
@@ -150,6 +153,7 @@ def finish(
     partial,
     rows,
     columns,
+    part_sums,
     scale_rows,
     y_rows,
     y_batch,
@@ -160,15 +164,16 @@ def finish(
     block_rows: tl.constexpr,
     block_columns: tl.constexpr,
 ):
-    """Add the parts of one tile of sums, [split, rows, columns], in order, and end as `product` does."""
+    """Add the parts of one tile of sums, in order, `part_sums` apart, and end as `product` does."""
     m = tl.program_id(0) * block_rows + tl.arange(0, block_rows)
     n = tl.program_id(1) * block_columns + tl.arange(0, block_columns)
     row, column = tl.minimum(m, rows - 1), tl.minimum(n, columns - 1)
     stored = (m < rows)[None, :] & (n < columns)[:, None]
-    at = row.to(tl.int64)[None, :] * columns + column[:, None]
-    acc = tl.load(partial + at)
-    for part in range(1, split):
-        acc += tl.load(partial + at + part * rows.to(tl.int64) * columns)
+    at = partial + row.to(tl.int64)[None, :] * columns + column[:, None]
+    acc = tl.load(at)
+    for _ in range(1, split):
+        at += part_sums
+        acc += tl.load(at)
     y_at = (m // y_rows).to(tl.int64) * y_batch + (m % y_rows).to(tl.int64) * columns
     y_at = y_at[None, :] + column[:, None]
     _end(

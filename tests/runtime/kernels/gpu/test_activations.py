@@ -8,18 +8,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+pytest.importorskip("triton")
+
 from mixdq.quant.affine import quantize
 from mixdq.quant.qparams import row_qparams
 from mixdq.quant.weights import quantize_weight
 from mixdq.runtime.backends.cuda import CudaBackend
 from mixdq.runtime.kernel import KernelRequest
-from mixdq.runtime.kernels.gpu import available
+from mixdq.runtime.kernels.gpu import activations, available
 from mixdq.runtime.kernels.gpu.inputs import prepare
 from mixdq.runtime.kernels.gpu.tensors import Window
 from mixdq.types.plan import LayerBits
 from mixdq.types.tensors import QParams, QuantSpec
 
-pytestmark = pytest.mark.skipif(available.trouble() is not None, reason=str(available.trouble()))
+works = pytest.mark.skipif(available.trouble() is not None, reason=str(available.trouble()))
 
 DEVICE = "cpu" if available.interpreted() else "cuda"
 CONV = KernelRequest(
@@ -51,6 +53,7 @@ def params(scale: float, zero_point: int, num_bits: int) -> QParams:
     )
 
 
+@works
 @settings(max_examples=15, derandomize=True)
 @given(
     num_bits=st.integers(2, 8),
@@ -80,6 +83,7 @@ def test_static_codes_are_those_of_quant_and_borders_zero_points(num_bits, scale
     assert row_zero.tolist() == [int(activation.zero_point)] * 2
 
 
+@works
 @settings(max_examples=15, derandomize=True)
 @given(
     num_bits=st.integers(2, 8),
@@ -105,6 +109,7 @@ def test_dynamic_scales_and_codes_are_those_of_quant(num_bits, op, dtype, magnit
     assert torch.equal(row_zero, wanted.zero_point.flatten())
 
 
+@works
 @pytest.mark.parametrize("channels", [3, 64])
 def test_floats_are_taken_as_they_are_and_copied_only_where_they_must(channels: int) -> None:
     request = replace(CONV, bits=LayerBits(weight=8, activation=16), weight_shape=(1, channels), op="linear")
@@ -117,3 +122,25 @@ def test_floats_are_taken_as_they_are_and_copied_only_where_they_must(channels: 
         assert torch.equal(made[..., :channels], x.permute(0, 2, 3, 1))
         assert bool((made[..., channels:] == 0.0).all())
         assert (made.data_ptr() == each.data_ptr()) == (channels == 64 and each is last)
+
+
+@pytest.mark.parametrize("ones", [("x_channel",), ("x_pixel",)], ids=["channels last", "channels first"])
+@pytest.mark.parametrize(("of_pictures", "dynamic"), [(False, False), (False, True), (True, True)])
+def test_it_divides_truly_on_a_gpu(compiled, ones: tuple[str, ...], of_pictures: bool, dynamic: bool) -> None:
+    constants = {
+        "low": -128,
+        "high": 127,
+        "of_codes": True,
+        "of_pictures": of_pictures,
+        "dynamic": dynamic,
+        "block_rows": 4,
+        "block_channels": 256,
+        "block_chunks": 64,
+    }
+    pointers = {"x": "*fp16", "prepared": "*i8", "scale": "*fp32", "zero": "*i32"}
+    pointers |= {"row_scale": "*fp32", "row_zero": "*i32", "ranges": "*fp32"}
+    ptx = compiled(activations.prepare, 80, constants, pointers, ones=ones).asm["ptx"]
+    assert "div.rn.f32" in ptx
+    assert "div.approx" not in ptx
+    assert ".ftz" not in ptx
+    assert "fma.rn.f32" not in ptx.split("div.rn.f32", 1)[1]

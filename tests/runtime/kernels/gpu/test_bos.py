@@ -6,16 +6,18 @@ import pytest
 import torch
 from torch import nn
 
+pytest.importorskip("triton")
+
 from mixdq.quant.bos import BosRow
 from mixdq.quant.qparams import activation_qparams
 from mixdq.quant.weights import quantize_weight
-from mixdq.runtime.kernels.gpu import available
+from mixdq.runtime.kernels.gpu import available, bos
 from mixdq.runtime.layout import LayerLayout
 from mixdq.runtime.linear import QuantizedLinear
 from mixdq.types.plan import LayerBits
 from mixdq.types.tensors import ActivationRange
 
-pytestmark = pytest.mark.skipif(available.trouble() is not None, reason=str(available.trouble()))
+works = pytest.mark.skipif(available.trouble() is not None, reason=str(available.trouble()))
 
 DEVICE = "cpu" if available.interpreted() else "cuda"
 CHANNELS, OUT = 70, 37
@@ -28,9 +30,9 @@ def layer(backend: str, bits: str, *, bias: bool, symmetric: bool = True) -> Qua
     layout = LayerLayout(name="attn2.to_k", bits=widths, symmetric=symmetric, splits=(), bos=True, dynamic=False)
     (part,) = quantize_weight(module.weight, widths.weight, symmetric=symmetric)
     activation = [activation_qparams(ActivationRange(min=-3.0, max=2.5, batches=1), 8)]
-    bos = BosRow(input=stored(), output=torch.randn(OUT, device=DEVICE))
+    row = BosRow(input=stored(), output=torch.randn(OUT, device=DEVICE))
     return QuantizedLinear.from_float(
-        module, layout, [part], None if widths.activation == 16 else activation, bos, backend=backend
+        module, layout, [part], None if widths.activation == 16 else activation, row, backend=backend
     )
 
 
@@ -52,6 +54,7 @@ def texts(*first: torch.Tensor) -> torch.Tensor:
     return x
 
 
+@works
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_multiples_of_the_stored_state_get_multiples_of_its_output(bias: bool, dtype: torch.dtype) -> None:
@@ -63,6 +66,7 @@ def test_multiples_of_the_stored_state_get_multiples_of_its_output(bias: bool, d
     assert torch.allclose(found[:, 0].float(), wanted[:, 0].float(), rtol=4 * torch.finfo(dtype).eps, atol=1e-6)
 
 
+@works
 @pytest.mark.parametrize(("bits", "symmetric"), [("W8A8", True), ("W4A8", True), ("W7A8", False), ("W3A16", False)])
 def test_other_states_go_through_the_weight(bits: str, symmetric: bool) -> None:
     x = texts(torch.full((CHANNELS,), 0.7, device=DEVICE), stored())
@@ -70,6 +74,7 @@ def test_other_states_go_through_the_weight(bits: str, symmetric: bool) -> None:
     assert torch.allclose(found, wanted, rtol=1e-4, atol=1e-4)
 
 
+@works
 def test_a_state_that_is_not_finite_spoils_its_own_row_alone() -> None:
     bad = stored()
     bad[5] = torch.nan
@@ -80,8 +85,30 @@ def test_a_state_that_is_not_finite_spoils_its_own_row_alone() -> None:
     assert not y[1].isnan().any()
 
 
+@works
 @pytest.mark.parametrize("shape", [(CHANNELS,), (3, CHANNELS), (2, 1, CHANNELS), (1, 80, CHANNELS), (0, 5, CHANNELS)])
 def test_texts_of_any_number_of_tokens(shape: tuple[int, ...]) -> None:
     x = torch.zeros(*shape, device=DEVICE)
     found, wanted = both("W8A8", x)
     assert torch.equal(found, wanted)
+
+
+@pytest.mark.parametrize("num_bits", [4, 7])
+def test_it_compiles_for_a_gpu(compiled, num_bits: int) -> None:
+    fields = {4: (4, 0, 0), 7: (4, 2, 1)}[num_bits]
+    constants = {
+        "misfit_limit": 0.05,
+        "field_0": fields[0],
+        "field_1": fields[1],
+        "field_2": fields[2],
+        "tile": 32,
+        "tiles": 8 // min(f for f in fields if f),
+        "symmetric": True,
+        "zero_points": None,
+        "has_bias": True,
+        "block_columns": 64,
+        "block_channels": 256,
+    }
+    pointers = {"x": "*bf16", "y": "*bf16", "plane_0": "*i8", "plane_1": "*i8", "plane_2": "*i8"}
+    pointers |= dict.fromkeys(("bos_input", "bos_output", "bias", "scale"), "*fp32")
+    assert "div.rn.f64" in compiled(bos.bos_rows, 80, constants, pointers, ones=("x_channel",)).asm["ptx"]

@@ -6,33 +6,25 @@ from pathlib import Path
 
 import pytest
 
-from mixdq.runtime.kernels.gpu import available
+pytest.importorskip("triton")
+
+import triton
+
 from mixdq.runtime.kernels.gpu.configurations import Card, Sizes, choices
+from mixdq.runtime.kernels.gpu.product import finish, product
 from mixdq.runtime.kernels.gpu.weights import weight_order
 
-triton = pytest.importorskip("triton")
-
-if available.interpreted():
-    pytest.skip("kernels are interpreted, not compiled", allow_module_level=True)
-
-from triton.backends.compiler import GPUTarget  # noqa: E402
-from triton.compiler import ASTSource  # noqa: E402
-
-from mixdq.runtime.kernels.gpu.product import product  # noqa: E402
-
-INT8 = triton.language.int8
 POINTERS = {
-    **dict.fromkeys(("x", "plane_0", "plane_1", "plane_2", "zero_points"), "*i8"),
+    **dict.fromkeys(("x", "plane_0", "plane_1", "plane_2"), "*i8"),
     **dict.fromkeys(("sums", "row_zero", "partial"), "*i32"),
     **dict.fromkeys(("scale", "bias", "row_scale", "added"), "*fp32"),
     "y": "*fp16",
 }
-ALIGNED = re.compile(r"columns|(x|y|dilated|strided)_(batch|line|pixel)")
-"""Numbers that are multiples of 16 in every real layer, which Triton finds out by itself at a call."""
+ENDS = {"of_codes": True, "has_bias": True, "has_added": False, "added": None}
 
 
-def compiled(capability: int, num_bits: int, *, is_window: bool, rows: int, columns: int):
-    """The product in a tile that is chosen among for such a card."""
+def product_of(compiled, capability: int, num_bits: int, *, is_window: bool):
+    """The product in tiles of 128 x 128, as it would be called."""
     order = weight_order(num_bits, 1280, 9, of_floats=False)
     sizes = Sizes(
         rows=4096,
@@ -46,7 +38,7 @@ def compiled(capability: int, num_bits: int, *, is_window: bool, rows: int, colu
         of_codes=True,
     )
     card = Card(capability=divmod(capability, 10), multiprocessors=100)
-    (tile,) = (t for t in choices(sizes, card) if (t.rows, t.columns, t.split) == (rows, columns, 1))
+    (tile,) = (t for t in choices(sizes, card) if (t.rows, t.columns, t.split) == (128, 128, 1))
     fields = (*order.fields, 0, 0)
     constants = {
         "bits": num_bits,
@@ -57,23 +49,15 @@ def compiled(capability: int, num_bits: int, *, is_window: bool, rows: int, colu
         "tiles": order.tiles,
         "kernel_width": 3,
         "is_window": is_window,
-        "of_codes": True,
-        "operand": INT8,
+        "operand": triton.language.int8,
         "symmetric": True,
-        "has_bias": True,
-        "has_added": False,
+        "zero_points": None,
         "split": 1,
+        **ENDS,
         "block_rows": tile.rows,
         "block_columns": tile.columns,
     }
-    names = product.arg_names
-    signature = {name: "constexpr" if name in constants else POINTERS.get(name, "i32") for name in names}
-    aligned = [name in POINTERS or bool(ALIGNED.fullmatch(name)) for name in names]
-    hints = {(i,): [["tt.divisibility", 16]] for i, is_aligned in enumerate(aligned) if is_aligned}
-    options = {"num_warps": tile.warps, "num_stages": tile.stages, "enable_fp_fusion": False}
-    return triton.compile(
-        ASTSource(product, signature, constants, hints), target=GPUTarget("cuda", capability, 32), options=options
-    )
+    return compiled(product, capability, constants, POINTERS, warps=tile.warps, stages=tile.stages)
 
 
 @pytest.mark.parametrize(
@@ -82,18 +66,24 @@ def compiled(capability: int, num_bits: int, *, is_window: bool, rows: int, colu
     ids=["Ampere", "Hopper"],
 )
 @pytest.mark.parametrize(("num_bits", "is_window"), [(8, True), (4, False)], ids=["W8 convolution", "W4 linear"])
-def test_it_runs_on_the_integer_matrix_units_without_spilling(
-    capability: int, instruction: str, num_bits: int, is_window: bool, tmp_path: Path
+def test_it_runs_on_the_integer_matrix_units_from_aligned_loads_without_spilling(
+    compiled, capability: int, instruction: str, num_bits: int, is_window: bool, tmp_path: Path
 ) -> None:
-    kernel = compiled(capability, num_bits, is_window=is_window, rows=128, columns=128)
+    kernel = product_of(compiled, capability, num_bits, is_window=is_window)
     assert re.search(instruction, kernel.asm["ptx"])
-    assert (
-        kernel.metadata.shared
-        <= Card(capability=divmod(capability, 10), multiprocessors=1).generation.shared_kib * 2**10
-    )
+    copies = re.findall(r"async_copy_global_to_local.*contiguity = (\d+)", kernel.asm["ttgir"])
+    assert set(copies) == {"16"}
+    card = Card(capability=divmod(capability, 10), multiprocessors=1)
+    assert kernel.metadata.shared <= card.generation.shared_kib * 2**10
     (tmp_path / "kernel.cubin").write_bytes(kernel.asm["cubin"])
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    said = subprocess.run(
-        [tool, "-res-usage", tmp_path / "kernel.cubin"], check=True, capture_output=True, text=True
-    ).stdout
+    command = [tool, "-res-usage", tmp_path / "kernel.cubin"]
+    said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     assert re.findall(r"STACK:(\d+)", said) == ["0"]
+
+
+@pytest.mark.parametrize("ones", [(), ("columns",)], ids=["many columns", "one column"])
+def test_the_sum_of_parts_compiles(compiled, ones: tuple[str, ...]) -> None:
+    constants = {**ENDS, "split": 2, "block_rows": 32, "block_columns": 64, "has_added": True}
+    del constants["added"]
+    assert "ld.global" in compiled(finish, 80, constants, POINTERS, ones=ones).asm["ptx"]
