@@ -5,13 +5,16 @@ from collections.abc import Mapping, Sequence
 from mixdq.errors import ConfigError, NoBackendError
 from mixdq.runtime.backends.cpu import CpuBackend
 from mixdq.runtime.backends.cuda import CudaBackend
+from mixdq.runtime.backends.int_mm import IntMmBackend
 from mixdq.runtime.backends.reference import ReferenceBackend
 from mixdq.runtime.kernel import Backend, KernelRequest
 
 REFERENCE = ReferenceBackend()
 
-BACKENDS: tuple[Backend, ...] = (CpuBackend(), CudaBackend(), REFERENCE)
-"""Every backend, fastest first. The reference backend runs only when named."""
+BACKENDS: tuple[Backend, ...] = (CpuBackend(), CudaBackend(), IntMmBackend(), REFERENCE)
+"""Every backend, fastest first."""
+ONLY_NAMED = ("int_mm", REFERENCE.name)
+"""Those that "auto" never chooses."""
 
 AUTO = "auto"
 
@@ -21,7 +24,7 @@ def select(
 ) -> tuple[Backend, Mapping[str, tuple[str, ...]]]:
     """Return the backend for a request, and the refusals of those that were asked before it.
 
-    `backend` is "auto" (the first willing one that is not the reference) or a name, which is then the only one asked.
+    `backend` is "auto" (the first willing one that is not of `ONLY_NAMED`) or a name, which is then the only one asked.
 
     Raises:
         ConfigError: there is no such backend.
@@ -44,7 +47,7 @@ def check_backend(backend: str, backends: Sequence[Backend] = BACKENDS) -> str:
 
 def _candidates(backend: str, backends: Sequence[Backend]) -> list[Backend]:
     if backend == AUTO:
-        return [candidate for candidate in backends if candidate.name != REFERENCE.name]
+        return [candidate for candidate in backends if candidate.name not in ONLY_NAMED]
     named = [candidate for candidate in backends if candidate.name == backend]
     if not named:
         names = ", ".join([AUTO, *(candidate.name for candidate in backends)])

@@ -101,7 +101,7 @@ def test_what_no_integer_stands_for_is_named_with_its_layer(
     x = torch.ones(3, *request.weight_shape[1:], device=device)
     x[1, 2] = value
     kernel = backend.bind(request, weight, None, None)
-    if backend.name == "cuda":
+    if backend.name in ("cuda", "int_mm"):
         # Nothing waits for a GPU to say so.
         assert kernel(x).isnan().flatten(1).all(dim=1).tolist() == [False, True, False]
         return
