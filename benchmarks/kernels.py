@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from benchmarks import measuring, sdxl
+from benchmarks.cuda import kernels as cuda
 from benchmarks.roofline import GOOD, Roofline, stream_bandwidth
 from benchmarks.sdxl import Shape
 from mixdq.quant.weights import quantize_weight
@@ -59,13 +60,18 @@ class Row:
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.kernels", description=__doc__)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--smoke", action="store_true", help="a few small layers: does it run")
-    parser.add_argument("--only", nargs="+", choices=COLUMNS, default=list(COLUMNS), metavar="COLUMN")
+    parser.add_argument("--only", nargs="+", choices=list(dict.fromkeys([*COLUMNS, *cuda.COLUMNS])), metavar="COLUMN")
     parser.add_argument("--batch", type=measuring.count, default=1)
     parser.add_argument("--side", type=measuring.count, default=64, help="of the latent; 64 is 512 px")
     parser.add_argument("--runs", type=measuring.count, default=5)
     parser.add_argument("--json", type=Path, help="write the numbers here")
     arguments = parser.parse_args(argv)
+    if arguments.device == "cuda":
+        cuda.main(arguments)
+        return
+    arguments.only = arguments.only or list(COLUMNS)
     counted = dict.fromkeys(SMOKE, 1) if arguments.smoke else sdxl.shapes(arguments.batch, arguments.side)
     rows = []
     with torch.inference_mode():

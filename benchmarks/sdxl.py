@@ -84,8 +84,28 @@ def inputs(batch: int, side: int, dtype: torch.dtype, device: str = "cpu") -> di
     }
 
 
+def sd15_unet() -> UNet2DConditionModel:
+    """Return the UNet of Stable Diffusion 1.5, on the device and in the dtype that are torch's default."""
+    return UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8)
+
+
 def shapes(batch: int, side: int) -> Counter[Shape]:
     """Return every distinct layer of the full UNet and how often a call runs it; nothing is computed."""
+    with torch.device("meta"):
+        return shapes_of(unet(), inputs(batch, side, torch.float32, "meta"))
+
+
+def sd15_shapes(batch: int, side: int) -> Counter[Shape]:
+    """Return the same of Stable Diffusion 1.5."""
+    with torch.device("meta"):
+        model = sd15_unet()
+    sample = torch.empty(batch, 4, side, side, device="meta")
+    text = torch.empty(batch, TEXT_TOKENS, model.config["cross_attention_dim"], device="meta")
+    return shapes_of(model, {"sample": sample, "timestep": torch.tensor(999), "encoder_hidden_states": text})
+
+
+def shapes_of(model: nn.Module, arguments: dict[str, object]) -> Counter[Shape]:
+    """Return every distinct layer of a model on meta that a call with these arguments runs, and how often."""
     found: Counter[Shape] = Counter()
 
     def note(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
@@ -99,11 +119,9 @@ def shapes(batch: int, side: int) -> Counter[Shape]:
         else:
             found[Shape("linear", weight, tuple(x.shape))] += 1
 
-    with torch.device("meta"):
-        model = unet()
     for module in model.modules():
         if isinstance(module, nn.Linear | nn.Conv2d):
             module.register_forward_pre_hook(note)
     with torch.no_grad():
-        model(**inputs(batch, side, torch.float32, "meta"))
+        model(**arguments)
     return found

@@ -49,6 +49,8 @@ def machine_facts() -> dict[str, str]:
         "c compiler": _compiler(),
         "cpu kernels": _cpu_kernels(),
         "device": device_name(),
+        "gpu": _gpu(),
+        "triton": _version("triton"),
     }
     return {name: value for name, value in facts.items() if value}
 
@@ -56,6 +58,21 @@ def machine_facts() -> dict[str, str]:
 def device_name() -> str:
     """Return the accelerator's name, or "cpu"."""
     return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+
+
+def _gpu() -> str:
+    if not torch.cuda.is_available():
+        return ""
+    facts = torch.cuda.get_device_properties()
+    chip = f"sm_{facts.major}{facts.minor}, {facts.multi_processor_count} multiprocessors"
+    return f"{chip}, {facts.total_memory / 2**30:.0f} GiB, CUDA {torch.version.cuda}"
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
 
 
 def _compiler() -> str:

@@ -4,6 +4,7 @@ import functools
 import importlib
 import os
 import subprocess
+from typing import Any
 
 import torch
 
@@ -44,19 +45,26 @@ def trouble() -> str | None:
                 f"the kernels need {LEAST_CAPABILITY[0]}.{LEAST_CAPABILITY[1]} (Ampere) or newer"
             )
     try:
-        _try_one()
+        errors = importlib.import_module("triton.errors")
+        activations = importlib.import_module("mixdq.runtime.kernels.gpu.activations")
     except ImportError as error:
         return f"Triton cannot be imported ({error}): pip install triton"
-    except (OSError, RuntimeError, ValueError, AttributeError, subprocess.SubprocessError) as error:
-        return f"Triton does not work here: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
-    return None
+    except (OSError, RuntimeError, AttributeError) as error:
+        return _broken(error)
+    try:
+        return None if _works(activations) else "Triton's first kernel gave a wrong result"
+    except (OSError, RuntimeError, ValueError, subprocess.SubprocessError, errors.TritonError) as error:
+        return _broken(error)
 
 
-def _try_one() -> None:
-    activations = importlib.import_module("mixdq.runtime.kernels.gpu.activations")
+def _broken(error: Exception) -> str:
+    return f"Triton does not work here: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+
+def _works(activations: Any) -> bool:
     device = "cpu" if interpreted() else "cuda"
     x = torch.tensor([[[[-1.0, 2.0]]]], device=device)
     ranges = torch.zeros(1, 1, 3, device=device)
     activations.find_ranges[(1, 1)](x, ranges, 2, 2, 2, 2, 2, 1, 1, 2, block_rows=2, block_channels=1)
-    if ranges.flatten().tolist() != [-1.0, 2.0, 0.0]:
-        raise RuntimeError("a first kernel gave a wrong result")
+    found: list[float] = ranges.flatten().tolist()
+    return found == [-1.0, 2.0, 0.0]

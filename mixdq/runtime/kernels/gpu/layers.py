@@ -105,9 +105,18 @@ class GpuLayer:
 
     def _run(self, x: Tensor, y: Tensor, added: Tensor | None) -> None:
         with _on(x.device):
-            self._multiply(prepare(x, self.tensors, self._given_window, self._groups), y, added)
+            self.multiply(prepare(x, self.tensors, self._given_window, self._groups), y, added)
 
-    def _multiply(self, made: Prepared, y: Tensor, added: Tensor | None) -> None:
+    def prepared(self, x: Tensor) -> tuple[Prepared, Tensor]:
+        """Return an input made ready and an output [batch, height, width, out] to write to: what `multiply` takes."""
+        x = as_picture(x) if self._given_window is None else x
+        batch, _, height, width = x.shape
+        with _on(x.device):
+            made = prepare(x, self.tensors, self._given_window, self._groups)
+        return made, self._empty(x, batch, *self._size(height, width), dtype=self._dtype)
+
+    def multiply(self, made: Prepared, y: Tensor, added: Tensor | None) -> None:
+        """Write the output [batch, height, width, out] of an input made ready to `y`."""
         tensors, order, window = self.tensors, self.tensors.order, self._window
         pixel, line, picture = made.x.shape[3], made.x.stride(1), made.x.stride(0)
         rows, columns = y.numel() // self._columns, self._columns // self._groups

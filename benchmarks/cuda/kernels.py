@@ -1,0 +1,195 @@
+"""Every distinct layer of SDXL's UNet on a GPU: our kernels beside cuBLAS and cuDNN in float16, int8 and FP8.
+
+Microseconds of one call in a graph, whose tensors come from memory, not from the cache. Ours and float16 include all
+they do; `product` is ours on codes that are there already, `cuBLAS int8` and `FP8` are products alone too.
+"""
+
+import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from rich.progress import track
+from rich.table import Table
+from torch import Tensor
+from torch.nn import functional
+
+from benchmarks import measuring, sdxl
+from benchmarks.cuda.timing import Call, ceilings, graphed, in_turns, need_cuda, sets_of
+from benchmarks.sdxl import Shape
+from mixdq.quant.weights import quantize_weight
+from mixdq.runtime.backends.cuda import CudaBackend
+from mixdq.runtime.kernel import KernelRequest
+from mixdq.types.plan import FLOAT_BITS, LayerBits
+from mixdq.types.tensors import QParams, QuantSpec
+
+OURS = ("W8A8", "W4A8", "W2A8", "W8A16", "W4A16")
+FLOAT, DYNAMIC, PRODUCT, CUBLAS, FP8 = "float16", "W8A8 dynamic", "product", "cuBLAS int8", "FP8"
+COLUMNS = (FLOAT, *OURS, DYNAMIC, PRODUCT, CUBLAS, FP8)
+SMOKE = (Shape("linear", (640, 1280), (1, 77, 1280)), Shape("conv2d", (320, 320, 3, 3), (1, 320, 16, 16), 1, 1))
+FP8_CAPABILITY = (8, 9)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A layer, how often the UNet calls it, the median seconds by column, and why a column is missing."""
+
+    shape: Shape
+    calls: int
+    seconds: dict[str, float]
+    missing: dict[str, str]
+
+    def share(self, ceiling: float) -> float | None:
+        """The product's rate as a share of the ceiling."""
+        return None if PRODUCT not in self.seconds else self.shape.operations / self.seconds[PRODUCT] / ceiling
+
+
+def main(arguments: argparse.Namespace) -> None:
+    """Measure, print and write."""
+    need_cuda()
+    counted = dict.fromkeys(SMOKE, 1) if arguments.smoke else sdxl.shapes(arguments.batch, arguments.side)
+    names = arguments.only or list(COLUMNS)
+    torch.backends.cudnn.benchmark = True
+    with torch.inference_mode():
+        most = ceilings()
+        rows = [
+            measured(shape, calls, names, arguments.runs)
+            for shape, calls in track(sorted(counted.items(), key=lambda one: -one[0].operations * one[1]), "measuring")
+        ]
+    console = measuring.console()
+    console.print(table(rows, names, most["int8"]))
+    said = f"int8 {most['int8'] / 1e12:.0f} TOP/s, float16 {most['float16'] / 1e12:.0f} TFLOP/s"
+    console.print(f"Ceilings, measured now: {said}, memory {most['bytes'] / 1e9:.0f} GB/s, read and written")
+    for reason in sorted({f"{name}: {why}" for row in rows for name, why in row.missing.items()}):
+        console.print(f"left out: {reason}", markup=False)
+    if arguments.json:
+        written = [
+            {
+                "layer": str(row.shape),
+                "calls": row.calls,
+                "gop": row.shape.operations / 1e9,
+                "us": {name: seconds * 1e6 for name, seconds in row.seconds.items()},
+                "share_of_int8_ceiling": row.share(most["int8"]),
+                "left_out": row.missing,
+            }
+            for row in rows
+        ]
+        measuring.write_json(arguments.json, written, batch=arguments.batch, side=arguments.side, ceilings=most)
+
+
+def measured(shape: Shape, calls: int, names: Sequence[str], runs: int) -> Row:
+    """Return the row of a layer."""
+    things: dict[str, tuple[Call, int]] = {}
+    missing: dict[str, str] = {}
+    bytes_of_one = torch.Size(shape.weight).numel() + 2 * torch.Size(shape.input).numel() + 2 * shape.outputs
+    for name in names:
+        try:
+            made = [candidate(shape, name, seed) for seed in range(sets_of(bytes_of_one))]
+            things[name] = (graphed(made), len(made))
+        except (RuntimeError, NotImplementedError, AttributeError, ValueError) as error:
+            missing[name] = f"{shape}: {' '.join(str(error).split())[:120]}"
+    timings = in_turns(things, runs=runs)
+    return Row(shape=shape, calls=calls, seconds={name: one.median for name, one in timings.items()}, missing=missing)
+
+
+def candidate(shape: Shape, name: str, seed: int) -> Call:
+    """Return a column's call, on random numbers of its own.
+
+    Raises:
+        NotImplementedError: this column has no such layer.
+    """
+    generator = torch.Generator("cuda").manual_seed(seed)
+    order = torch.channels_last if shape.op == "conv2d" else torch.contiguous_format
+    weight, x = (
+        torch.randn(size, generator=generator, device="cuda", dtype=torch.float16).to(memory_format=order)
+        for size in (shape.weight, shape.input)
+    )
+    makers: dict[str, Callable[[Shape, Tensor, Tensor], Call]] = {
+        FLOAT: _floating,
+        CUBLAS: _cublas,
+        FP8: _fp8,
+        PRODUCT: _product,
+        DYNAMIC: partial(_ours, bits=LayerBits.parse("W8A8"), dynamic=True),
+        **{each: partial(_ours, bits=LayerBits.parse(each)) for each in OURS},
+    }
+    return makers[name](shape, weight, x)
+
+
+def _floating(shape: Shape, weight: Tensor, x: Tensor) -> Call:
+    if shape.op == "linear":
+        return lambda: functional.linear(x, weight)
+    return lambda: functional.conv2d(x, weight, None, shape.stride, shape.padding)
+
+
+def _bound(shape: Shape, weight: Tensor, bits: LayerBits, dynamic: bool):  # type: ignore[no-untyped-def]
+    request = KernelRequest(
+        layer=str(shape),
+        op="linear" if shape.op == "linear" else "conv2d",
+        bits=bits,
+        weight_shape=shape.weight,
+        stride=(shape.stride, shape.stride),
+        padding=(shape.padding, shape.padding),
+        dynamic=dynamic,
+        device="cuda",
+        dtype=torch.float16,
+        output_dtype=torch.float16,
+    )
+    refusals = CudaBackend().refusals(request)
+    if refusals:
+        raise NotImplementedError("; ".join(refusals))
+    (part,) = quantize_weight(weight, bits.weight)
+    activation = QParams(
+        scale=torch.tensor(0.03, device="cuda"),
+        zero_point=torch.tensor(5, dtype=torch.int32, device="cuda"),
+        spec=QuantSpec(num_bits=8, symmetric=False),
+    )
+    return CudaBackend().bind(request, part, None, None if dynamic or bits.activation == FLOAT_BITS else activation)
+
+
+def _ours(shape: Shape, weight: Tensor, x: Tensor, *, bits: LayerBits, dynamic: bool = False) -> Call:
+    kernel = _bound(shape, weight, bits, dynamic)
+    return lambda: kernel(x)
+
+
+def _product(shape: Shape, weight: Tensor, x: Tensor) -> Call:
+    layer = _bound(shape, weight, LayerBits.parse("W8A8"), dynamic=False).layer
+    made, y = layer.prepared(x)
+    return lambda: layer.multiply(made, y, None)
+
+
+def _cublas(shape: Shape, weight: Tensor, x: Tensor) -> Call:
+    if shape.op != "linear" or shape.rows <= 16:
+        raise NotImplementedError("torch._int_mm takes matrices of more than 16 rows")
+    rows, columns = (tensor.to(torch.int8).flatten(0, -2) for tensor in (x * 40, weight * 40))
+    return lambda: torch._int_mm(rows, columns.t())
+
+
+def _fp8(shape: Shape, weight: Tensor, x: Tensor) -> Call:
+    if shape.op != "linear":
+        raise NotImplementedError("torch._scaled_mm takes matrices")
+    if torch.cuda.get_device_capability() < FP8_CAPABILITY:
+        raise NotImplementedError("no FP8 before compute capability 8.9")
+    rows, columns = (tensor.to(torch.float8_e4m3fn).flatten(0, -2) for tensor in (x, weight))
+    scales = torch.ones(len(rows), 1, device="cuda"), torch.ones(1, len(columns), device="cuda")
+    return lambda: torch._scaled_mm(rows, columns.t(), scale_a=scales[0], scale_b=scales[1], out_dtype=torch.bfloat16)
+
+
+def table(rows: Sequence[Row], names: Sequence[str], ceiling: float) -> Table:
+    """Return the rows, and a last one for all calls of a whole UNet together; microseconds."""
+    made = Table(title="microseconds; share: of the measured int8 ceiling, our product of W8A8")
+    for name in ("layer", "calls", *names, "share"):
+        made.add_column(name, justify="left" if name == "layer" else "right")
+    for row in rows:
+        times = (f"{row.seconds[name] * 1e6:.1f}" if name in row.seconds else "-" for name in names)
+        share = row.share(ceiling)
+        made.add_row(str(row.shape), str(row.calls), *times, "" if share is None else f"{share:.0%}")
+    made.add_section()
+    sums = (
+        f"{sum(row.calls * row.seconds[name] for row in rows) * 1e3:.2f} ms"
+        if all(name in row.seconds for row in rows)
+        else "-"
+        for name in names
+    )
+    made.add_row("all calls", "", *sums)
+    return made

@@ -1,0 +1,92 @@
+"""Time on a GPU: work captured in a graph, replayed in turns, measured by the device's own events; and its ceilings.
+
+What is captured goes round several sets of tensors, more than the cache holds, so that memory is what is measured.
+"""
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+
+from benchmarks.measuring import Timing
+
+Call = Callable[[], object]
+
+CACHES = 3
+"""How many times the L2 cache the sets of tensors take together."""
+MOST_SETS = 32
+LEAST_MS = 2.0
+"""A measurement replays until it takes so long: events tick in half microseconds."""
+SIDE = 8192
+STREAMED = 2**30
+
+
+def need_cuda() -> None:
+    """Return if there is an NVIDIA GPU; end the program with a sentence otherwise."""
+    if not torch.cuda.is_available():
+        raise SystemExit("There is no CUDA device here (torch.cuda.is_available() is False): nothing was measured.")
+
+
+def sets_of(bytes_of_one: int) -> int:
+    """Return how many sets of tensors of so many bytes overflow the cache."""
+    cache = torch.cuda.get_device_properties().L2_cache_size
+    return max(1, min(MOST_SETS, -(-CACHES * cache // max(1, bytes_of_one))))
+
+
+def graphed(calls: Sequence[Call]) -> Call:
+    """Return the replay of a graph of all calls, which have run before so that nothing is compiled in it."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(2):
+            for call in calls:
+                call()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for call in calls:
+            call()
+    return graph.replay
+
+
+def in_turns(things: Mapping[str, tuple[Call, int]], *, runs: int) -> dict[str, Timing]:
+    """Return the seconds of one piece of each thing, which is a call and the pieces in it; after a warm-up round."""
+    repeats = {name: max(1, round(LEAST_MS / max(_ms(call, 1), 1e-3))) for name, (call, _) in things.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in things}
+    for _ in range(runs):
+        for name, (call, pieces) in things.items():
+            seconds[name].append(_ms(call, repeats[name]) / 1e3 / pieces)
+    return {name: Timing(statistics.median(all_), min(all_), max(all_)) for name, all_ in seconds.items()}
+
+
+def ceilings(runs: int = 5) -> dict[str, float]:
+    """Return what the device does at most: operations a second of int8 and float16 products, bytes a second of copies.
+
+    Products are PyTorch's own, of random numbers, large and square.
+    """
+    codes = torch.randint(-128, 128, (SIDE, SIDE), dtype=torch.int8, device="cuda")
+    halves = torch.randn(SIDE, SIDE, dtype=torch.float16, device="cuda")
+    source = torch.randint(0, 255, (STREAMED,), dtype=torch.uint8, device="cuda")
+    target = torch.empty_like(source)
+    timings = in_turns(
+        {
+            "int8": (lambda: torch._int_mm(codes, codes.t()), 1),
+            "float16": (lambda: halves @ halves.t(), 1),
+            "bytes": (lambda: target.copy_(source), 1),
+        },
+        runs=runs,
+    )
+    operations = 2 * SIDE**3
+    return {name: (2 * STREAMED if name == "bytes" else operations) / one.fastest for name, one in timings.items()}
+
+
+def _ms(call: Call, repeats: int) -> float:
+    """Return the milliseconds that the device takes for some calls."""
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize()
+    begin.record()
+    for _ in range(repeats):
+        call()
+    end.record()
+    end.synchronize()
+    return begin.elapsed_time(end)
