@@ -106,22 +106,27 @@ def sd15_shapes(batch: int, side: int) -> Counter[Shape]:
 
 def shapes_of(model: nn.Module, arguments: dict[str, object]) -> Counter[Shape]:
     """Return every distinct layer of a model on meta that a call with these arguments runs, and how often."""
-    found: Counter[Shape] = Counter()
+    return Counter(named_shapes_of(model, arguments).values())
 
-    def note(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-        x = arguments[0]
+
+def named_shapes_of(model: nn.Module, arguments: dict[str, object]) -> dict[str, Shape]:
+    """Return name -> layer; each is called once."""
+    found: dict[str, Shape] = {}
+
+    def note(name: str, module: nn.Module, x: Tensor) -> None:
         assert isinstance(module, nn.Linear | nn.Conv2d)
+        assert name not in found
         weight = tuple(module.weight.shape)
         if isinstance(module, nn.Conv2d):
             padding = module.padding[0]
             assert isinstance(padding, int)
-            found[Shape("conv2d", weight, tuple(x.shape), module.stride[0], padding)] += 1
+            found[name] = Shape("conv2d", weight, tuple(x.shape), module.stride[0], padding)
         else:
-            found[Shape("linear", weight, tuple(x.shape))] += 1
+            found[name] = Shape("linear", weight, tuple(x.shape))
 
-    for module in model.modules():
+    for name, module in model.named_modules():
         if isinstance(module, nn.Linear | nn.Conv2d):
-            module.register_forward_pre_hook(note)
+            module.register_forward_pre_hook(lambda module, inputs, name=name: note(name, module, inputs[0]))
     with torch.no_grad():
         model(**arguments)
     return found

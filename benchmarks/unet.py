@@ -17,6 +17,7 @@ from rich.table import Table
 from benchmarks import measuring
 from benchmarks.candidates import CANDIDATES
 from benchmarks.case import SIZES, Case, MissingError
+from benchmarks.cuda import unet as cuda
 from benchmarks.turns import Row, groups, measure
 from benchmarks.workers import prepare
 
@@ -31,9 +32,10 @@ COLUMNS = ("", "seconds", "fastest to slowest", "times as fast", "first call, s"
 def main(argv: Sequence[str] | None = None) -> None:
     """Start a process for each candidate, time them in turns, print and write."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.unet", description=__doc__)
-    parser.add_argument("--size", choices=SIZES, default="cut", help="full: 2.57 G weights; cut: 0.90 G")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--size", choices=SIZES, help="full: 2.57 G weights (cuda's default); cut: 0.90 G (cpu's)")
     parser.add_argument("--smoke", action="store_true", help="a tiny one: does it run")
-    parser.add_argument("--only", nargs="+", choices=CANDIDATES, default=list(CANDIDATES), metavar="NAME")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="candidates")
     parser.add_argument("--against", choices=CANDIDATES, default="bfloat16", metavar="NAME", help="what is 1 x as fast")
     parser.add_argument("--batch", type=measuring.count, default=1)
     parser.add_argument("--side", type=measuring.count, default=64, help="of the latent; 64 is 512 px")
@@ -42,11 +44,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--alone", action="store_true", help="one candidate at a time in memory, not in turns")
     parser.add_argument("--cache", type=Path, help="keep what takes minutes to prepare here, for the next time")
     parser.add_argument("--logs", type=Path, help="keep what candidates and their libraries say here")
+    parser.add_argument("--layers", type=Path, help="cuda: times of layers, as benchmarks.kernels writes them")
     parser.add_argument("--json", type=Path, help="write the numbers here")
     arguments = parser.parse_args(argv)
+    arguments.size = arguments.size or ("full" if arguments.device == "cuda" else "cut")
     if arguments.smoke:
         arguments.size, arguments.side = "smoke", 16
-    arguments.only = list(dict.fromkeys(arguments.only))
+    known = list(cuda.CANDIDATES if arguments.device == "cuda" else CANDIDATES)
+    arguments.only = list(dict.fromkeys(arguments.only or known))
+    if unknown := [name for name in arguments.only if name not in known]:
+        parser.error(f"nothing on {arguments.device} is called {', '.join(unknown)}: there are {', '.join(known)}")
+    if arguments.device == "cuda":
+        cuda.main(arguments)
+        return
     console = measuring.console()
     with tempfile.TemporaryDirectory(prefix="mixdq-benchmark-") as folder:
         cache, logs = ((kept or Path(folder)).resolve() for kept in (arguments.cache, arguments.logs))

@@ -1,1 +1,1 @@
-"""The benchmarks of one NVIDIA GPU: `--device cuda` of those beside this folder, and `check`, which compares numbers."""
+"""The benchmarks of one NVIDIA GPU: `--device cuda` of those beside this folder, and `check`: are numbers right."""

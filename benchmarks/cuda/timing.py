@@ -35,7 +35,7 @@ def sets_of(bytes_of_one: int) -> int:
 
 def graphed(calls: Sequence[Call]) -> Call:
     """Return the replay of a graph of all calls, which have run before so that nothing is compiled in it."""
-    stream = torch.cuda.Stream()
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for _ in range(2):
@@ -82,11 +82,11 @@ def ceilings(runs: int = 5) -> dict[str, float]:
 
 def _ms(call: Call, repeats: int) -> float:
     """Return the milliseconds that the device takes for some calls."""
-    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
     torch.cuda.synchronize()
     begin.record()
     for _ in range(repeats):
         call()
     end.record()
     end.synchronize()
-    return begin.elapsed_time(end)
+    return float(begin.elapsed_time(end))
