@@ -2,24 +2,29 @@
 
 from dataclasses import asdict
 
-from mixdq.errors import ArtifactError
+from mixdq.errors import ArtifactError, ConfigError
 from mixdq.store.artifact import Schema, digest_of_file
 from mixdq.store.json_file import write_json
 from mixdq.workflow.cost import Cost, float_cost, folder_cost
 from mixdq.workflow.doctor import machine_facts
 from mixdq.workflow.session import Session
+from mixdq.workflow.settings import device_of
 
 BENCHMARK = Schema("benchmark", "mixdq benchmark")
 
 REPEATS = 5
 
 
-def benchmark(session: Session) -> dict[str, Cost]:
-    """Return variant -> cost, written to benchmark.json with the machine's facts.
+def benchmark(session: Session, *, tune: bool = False) -> dict[str, Cost]:
+    """Return variant -> cost, written to benchmark.json with the machine's facts; `tune` as `folder_cost` has it.
 
     Raises:
+        ConfigError: kernels are to be tuned, but the run is not on a GPU.
         ArtifactError: nothing has been quantized yet.
     """
+    device = device_of(session.config)
+    if tune and not device.startswith("cuda"):
+        raise ConfigError(f"--tune measures the kernels of an NVIDIA GPU, and this run is on {device}: leave it out")
     if not session.variant.receipt.exists():
         raise ArtifactError(
             f"{session.variant.receipt}: there is no such file; `mixdq apply {session.paths.root}` makes it"
@@ -27,7 +32,7 @@ def benchmark(session: Session) -> dict[str, Cost]:
     receipt = digest_of_file(session.variant.receipt)
     costs = {
         "floating point": float_cost(session, repeats=REPEATS),
-        "quantized": folder_cost(session, session.variant.model, repeats=REPEATS),
+        "quantized": folder_cost(session, session.variant.model, repeats=REPEATS, tune=tune),
     }
     content = {"machine": machine_facts(), "costs": {name: asdict(cost) for name, cost in costs.items()}}
     write_json(session.paths.benchmark, BENCHMARK, content, {"receipt": receipt})

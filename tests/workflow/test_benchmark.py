@@ -1,6 +1,7 @@
 import pytest
+import torch
 
-from mixdq.errors import ArtifactError
+from mixdq.errors import ArtifactError, ConfigError
 from mixdq.store.artifact import digest_of_file
 from mixdq.store.json_file import read_json
 from mixdq.workflow.benchmark import BENCHMARK, benchmark
@@ -20,3 +21,10 @@ def test_benchmark_before_quantization_names_the_verb(run) -> None:
     run.variant.receipt.unlink()
     with pytest.raises(ArtifactError, match=f"`mixdq apply {run.paths.root}` makes it"):
         benchmark(run)
+
+
+def test_tuning_without_a_gpu_is_refused(run) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(ConfigError, match="--tune measures the kernels of an NVIDIA GPU"):
+        benchmark(run, tune=True)

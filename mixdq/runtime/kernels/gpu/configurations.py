@@ -1,10 +1,9 @@
-"""In what tiles a product runs on a card: an estimate of its cycles for each choice, or what was measured there.
+"""In what tiles a product may run on a card, and an estimate of its cycles for each choice.
 
 The estimate knows what a multiprocessor does in a cycle (by generation, from NVIDIA's data sheets) and no more; it is
-**not tuned on any card**. What `mixdq benchmark --tune` measured on this machine goes before it.
+**not tuned on any card**. What was measured (`tuning`) goes before it.
 """
 
-import functools
 from dataclasses import dataclass
 
 SPLITS = (1, 2, 4, 8, 16)
@@ -68,7 +67,7 @@ class Sizes:
     of_codes: bool
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Configuration:
     """A tile of the output, in how many parts its sum is computed, by how many warps, how many loads ahead."""
 
@@ -83,10 +82,9 @@ TILES = ((256, 128, 8), (128, 128, 8), (64, 128, 4), (128, 64, 4), (64, 64, 4), 
 """Rows, columns and warps of the tiles to choose among; a multiprocessor's registers hold no larger ones."""
 
 
-@functools.lru_cache(maxsize=4096)
-def configuration(sizes: Sizes, card: Card) -> Configuration:
-    """Return the choice of the fewest estimated cycles, the first of equals."""
-    return min(choices(sizes, card), key=lambda choice: estimated_cycles(sizes, choice, card))
+def by_estimate(sizes: Sizes, card: Card) -> list[Configuration]:
+    """Return the choices, the fewest estimated cycles first."""
+    return sorted(choices(sizes, card), key=lambda choice: estimated_cycles(sizes, choice, card))
 
 
 def choices(sizes: Sizes, card: Card) -> list[Configuration]:

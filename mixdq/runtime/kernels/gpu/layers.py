@@ -14,9 +14,10 @@ from torch import Tensor
 
 from mixdq.quant.bos import MISFIT_LIMIT
 from mixdq.runtime.kernels.gpu import available, bos, product
-from mixdq.runtime.kernels.gpu.configurations import Card, Configuration, Sizes, configuration
+from mixdq.runtime.kernels.gpu.configurations import Card, Configuration, Sizes
 from mixdq.runtime.kernels.gpu.inputs import Prepared, as_picture, power_of_2, prepare
 from mixdq.runtime.kernels.gpu.tensors import LayerTensors, Window
+from mixdq.runtime.kernels.gpu.tuning import TUNER, configuration
 
 OPERANDS = {torch.int8: tl.int8, torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 """An input's dtype -> Triton's name for it."""
@@ -117,11 +118,30 @@ class GpuLayer:
 
     def multiply(self, made: Prepared, y: Tensor, added: Tensor | None) -> None:
         """Write the output [batch, height, width, out] of an input made ready to `y`."""
+        order = self.tensors.order
+        sizes = Sizes(
+            rows=y.numel() // self._columns,
+            columns=self._columns // self._groups,
+            groups=self._groups,
+            steps=order.taps * order.tap_steps,
+            depth=order.taps * order.depth,
+            tile=order.tile,
+            weight_bits=order.num_bits,
+            input_bytes=made.x.element_size(),
+            of_codes=self._of_codes,
+        )
+        tuner = TUNER.get()
+        if tuner is not None:
+            chosen = tuner.best(sizes, self._card, lambda choice: self._launch(choice, made, y, added))
+        else:
+            chosen = self.forced or configuration(sizes, self._card)
+        self._launch(chosen, made, y, added)
+
+    def _launch(self, chosen: Configuration, made: Prepared, y: Tensor, added: Tensor | None) -> None:
         tensors, order, window = self.tensors, self.tensors.order, self._window
         pixel, line, picture = made.x.shape[3], made.x.stride(1), made.x.stride(0)
         rows, columns = y.numel() // self._columns, self._columns // self._groups
         steps = order.taps * order.tap_steps
-        chosen = self.configuration(rows, made.x.element_size())
         partial = y
         if chosen.split > 1:
             sums = torch.int32 if self._of_codes else torch.float32
@@ -171,24 +191,6 @@ class GpuLayer:
                 num_warps=4,
                 enable_fp_fusion=False,
             )
-
-    def configuration(self, rows: int, input_bytes: int) -> Configuration:
-        """Return in what tiles a product of so many rows runs."""
-        if self.forced is not None:
-            return self.forced
-        order = self.tensors.order
-        sizes = Sizes(
-            rows=rows,
-            columns=self._columns // self._groups,
-            groups=self._groups,
-            steps=order.taps * order.tap_steps,
-            depth=order.taps * order.depth,
-            tile=order.tile,
-            weight_bits=order.num_bits,
-            input_bytes=input_bytes,
-            of_codes=self._of_codes,
-        )
-        return configuration(sizes, self._card)
 
     def _operand(self, dtype: torch.dtype) -> tl.dtype:
         # Triton's interpreter takes bfloat16 for integers.

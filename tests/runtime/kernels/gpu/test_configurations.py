@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 
-from mixdq.runtime.kernels.gpu.configurations import GENERATIONS, Card, Sizes, choices, configuration
+from mixdq.runtime.kernels.gpu.configurations import GENERATIONS, Card, Sizes, by_estimate, choices
 
 H100 = Card(capability=(9, 0), multiprocessors=132)
 LARGE = Sizes(
@@ -11,19 +11,19 @@ LARGE = Sizes(
 
 
 def test_large_products_run_in_large_tiles_and_whole_sums() -> None:
-    chosen = configuration(LARGE, H100)
+    chosen = by_estimate(LARGE, H100)[0]
     assert chosen.rows * chosen.columns >= 128 * 128
     assert chosen.split == 1
 
 
 @pytest.mark.parametrize("rows", [1, 2, 8, 77, 154])
 def test_few_rows_are_not_computed_as_if_they_were_many(rows: int) -> None:
-    chosen = configuration(replace(LARGE, rows=rows, columns=1280, depth=2048, steps=16), H100)
+    chosen = by_estimate(replace(LARGE, rows=rows, columns=1280, depth=2048, steps=16), H100)[0]
     assert chosen.rows < rows + 64
 
 
 def test_deep_sums_of_few_tiles_are_shared() -> None:
-    assert configuration(replace(LARGE, rows=16, columns=320, depth=23040, steps=180), H100).split > 1
+    assert by_estimate(replace(LARGE, rows=16, columns=320, depth=23040, steps=180), H100)[0].split > 1
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 7, 100])
@@ -37,7 +37,3 @@ def test_a_card_has_the_rates_of_its_generation_or_the_last_one_before() -> None
         assert Card(capability=capability, multiprocessors=1).generation is rates
     assert Card(capability=(8, 7), multiprocessors=1).generation is GENERATIONS[8, 6]
     assert Card(capability=(99, 0), multiprocessors=1).generation is GENERATIONS[max(GENERATIONS)]
-
-
-def test_the_same_sizes_get_the_same_tiles() -> None:
-    assert configuration(LARGE, H100) == configuration(replace(LARGE), Card(capability=(9, 0), multiprocessors=132))

@@ -11,7 +11,9 @@ from mixdq.runtime.backends.cuda import CudaBackend
 from mixdq.runtime.backends.reference import ReferenceBackend
 from mixdq.runtime.kernel import KernelRequest
 from mixdq.runtime.kernels.gpu import available
+from mixdq.runtime.kernels.gpu import tuning as tuning_module
 from mixdq.runtime.kernels.gpu.configurations import Configuration
+from mixdq.runtime.kernels.gpu.tuning import configuration, tuning
 from mixdq.types.plan import FLOAT_BITS, LayerBits
 from mixdq.types.tensors import QParams, QuantSpec
 
@@ -161,3 +163,26 @@ def test_weight_only_products_are_those_of_float64(dtype, num_bits: int, symmetr
     magnitude = bound(exact, REFERENCE, symmetric)(x.double().abs()).abs() + 10.0 * 64
     # A float32 sum of n products is off by at most n roundings of the sum of their magnitudes.
     assert bool(((kernel(x).double() - wanted).abs() <= magnitude * 80 * 2.0**-24).all())
+
+
+def test_tuning_changes_no_result_and_measures_each_size_once(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    kernel, x = bound(REQUEST, CUDA), normal(5, 24)
+    wanted = kernel(x)
+    calls: list[None] = []
+
+    def timer(call) -> float:
+        calls.append(call())
+        return float(-len(calls))
+
+    with tuning(timer) as tuner:
+        assert torch.equal(kernel(x), wanted)
+        measured = len(calls)
+        assert torch.equal(kernel(x), wanted)
+    assert len(calls) == measured > 1
+    assert torch.equal(kernel(x), wanted)
+    # The last one measured, the fastest by this clock, is the one that runs from then on.
+    assert all(configuration(sizes, card) == chosen for (card, sizes), chosen in tuner.found.items())
+    monkeypatch.undo()
+    tuning_module._known.cache_clear()
+    configuration.cache_clear()
