@@ -16,7 +16,7 @@ Kernel = Literal["gaussian", "uniform"]
 
 _SIGMA_OF_WINDOW = 1.5 / 11
 """Wang et al. use a Gaussian of sigma 1.5 in a window of 11; other windows keep that proportion."""
-_C1, _C2 = 0.01**2, 0.03**2
+C1, C2 = 0.01**2, 0.03**2
 """(k L)^2 of the paper, with k1 = 0.01, k2 = 0.03 and L = 1, the range of a picture."""
 
 _CHUNK_NUMEL = 2**22
@@ -59,14 +59,7 @@ def ssim_map(reference: Tensor, candidate: Tensor, *, window: int = 11, kernel: 
     check_pair(reference, candidate)
     check_pictures(reference, "reference")
     check_pictures(candidate, "candidate")
-    height, width = reference.shape[-2:]
-    if window < 3 or window % 2 == 0 or window > min(height, width):
-        raise ValueError(
-            f"window = {window}: expected an odd number from 3 to the picture's shorter side, {min(height, width)}"
-        )
-    weights = _window_weights(window, kernel)
-    rows = _filter_matrix(height, weights).to(reference.device)
-    columns = _filter_matrix(width, weights).to(reference.device)
+    rows, columns = window_matrices(reference, window, kernel)
 
     def local_mean(x: Tensor) -> Tensor:
         return rows @ x @ columns.T
@@ -78,9 +71,24 @@ def ssim_map(reference: Tensor, candidate: Tensor, *, window: int = 11, kernel: 
     variance_y = (local_mean(y * y) - mean_y**2).clamp(min=0)
     covariance = local_mean(x * y) - mean_x * mean_y
     # (2 mx my + c1) (2 cov + c2)  /  (mx^2 + my^2 + c1) (vx + vy + c2)
-    return ((2 * mean_x * mean_y + _C1) * (2 * covariance + _C2)) / (
-        (mean_x**2 + mean_y**2 + _C1) * (variance_x + variance_y + _C2)
+    return ((2 * mean_x * mean_y + C1) * (2 * covariance + C2)) / (
+        (mean_x**2 + mean_y**2 + C1) * (variance_x + variance_y + C2)
     )
+
+
+def window_matrices(pictures: Tensor, window: int, kernel: Kernel) -> tuple[Tensor, Tensor]:
+    """Return `rows` [height, height] and `columns` [width, width], float64: local means are `rows @ x @ columns.T`.
+
+    Raises:
+        ValueError: the window is even or wider than the picture.
+    """
+    height, width = pictures.shape[-2:]
+    if window < 3 or window % 2 == 0 or window > min(height, width):
+        raise ValueError(
+            f"window = {window}: expected an odd number from 3 to the picture's shorter side, {min(height, width)}"
+        )
+    weights = _window_weights(window, kernel)
+    return _filter_matrix(height, weights).to(pictures.device), _filter_matrix(width, weights).to(pictures.device)
 
 
 def _window_weights(window: int, kernel: Kernel) -> Tensor:
