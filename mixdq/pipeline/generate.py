@@ -1,10 +1,12 @@
 """From prompts to pictures, repeatably: picture i's noise depends on the seed and on i, never on the batch."""
 
 import hashlib
+import inspect
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -73,18 +75,23 @@ def sample(
     first: int,
     count: int,
     output_type: Literal["pt", "latent"],
+    *,
+    gradient: bool = False,
     **inputs: object,
 ) -> Tensor:
     """Return pictures (or latents) first .. first + count - 1, float32 on the CPU, from one call of the pipeline.
 
-    `inputs` are prompts or text embeddings, by the names of the pipeline's call.
+    `inputs` are prompts or text embeddings, by the names of the pipeline's call. With `gradient` the result remembers
+    how it came about, through every step and the decoder, where anything on the way asks for a gradient.
 
     Raises:
         ConfigError: the model cannot make pictures of that size.
     """
     _check_size(pipe, spec)
-    with _quiet(pipe):
-        output: Tensor = pipe(
+    # Pipelines are called without gradients by a decorator of theirs.
+    call = partial(inspect.unwrap(type(pipe).__call__), pipe) if gradient else pipe
+    with _quiet(pipe), torch.set_grad_enabled(gradient):
+        output: Tensor = call(
             **inputs,
             num_inference_steps=spec.steps,
             guidance_scale=spec.guidance_scale,
@@ -94,7 +101,7 @@ def sample(
             output_type=output_type,
             return_dict=False,
         )[0]
-    return output.detach().to(device="cpu", dtype=torch.float32)
+    return output.to(device="cpu", dtype=torch.float32)
 
 
 def check_pictures(pictures: Tensor, prompts: Sequence[str]) -> None:

@@ -72,7 +72,7 @@ def record_calls(
     for first in range(0, len(prompts), batch_size):
         batch = list(prompts[first : first + batch_size])
         with torch.no_grad():
-            embeddings = family.encode(pipe, batch, spec.guidance_scale)
+            embeddings: dict[str, Any] = family.encode(pipe, batch, spec.guidance_scale)
         with _recording(denoiser) as calls:
             pictures.append(sample(pipe, spec, first, len(batch), "pt", **embeddings))
         kept = {name: value.detach().to("cpu", copy=True) for name, value in embeddings.items()}
@@ -83,14 +83,14 @@ def record_calls(
     return trace
 
 
-def replay(denoiser: nn.Module, call: DenoiserCall) -> Tensor:
-    """Return what the denoiser gives now for the arguments of a recorded call, on the CPU."""
+def replay(denoiser: nn.Module, call: DenoiserCall, *, gradient: bool = False) -> Tensor:
+    """Return what the denoiser gives now for the arguments of a recorded call, on the CPU; `gradient`: see `sample`."""
     device = next(denoiser.parameters()).device
 
     def moved(tensor: Tensor) -> Tensor:
         return tensor.to(device)
 
-    with torch.no_grad():
+    with torch.set_grad_enabled(gradient):
         output: Tensor = denoiser(*_mapped(call.args, moved), **_mapped(dict(call.kwargs), moved))[0]
     return output.to("cpu")
 
@@ -100,12 +100,16 @@ def regenerate(pipe: DiffusionPipeline, trace: Trace) -> Tensor:
 
     Every step is run with the denoiser as it is; text encoders are not. Unchanged, it gives `trace.pictures`.
     """
+    return torch.cat([regenerate_batch(pipe, trace.spec, batch) for batch in trace.batches])
+
+
+def regenerate_batch(
+    pipe: DiffusionPipeline, spec: GenerationSpec, batch: TraceBatch, *, gradient: bool = False
+) -> Tensor:
+    """Return the pictures of one batch, [batch.count, 3, height, width]; `gradient` as in `sample`."""
     device = pipe._execution_device
-    pictures = []
-    for batch in trace.batches:
-        embeddings = {name: value.to(device) for name, value in batch.embeddings.items()}
-        pictures.append(sample(pipe, trace.spec, batch.first, batch.count, "pt", **embeddings))
-    return torch.cat(pictures)
+    embeddings: dict[str, Any] = {name: value.to(device) for name, value in batch.embeddings.items()}
+    return sample(pipe, spec, batch.first, batch.count, "pt", gradient=gradient, **embeddings)
 
 
 @contextmanager
