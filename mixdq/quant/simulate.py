@@ -66,15 +66,27 @@ def simulated_layer(
                 changed[key] = nn.Parameter(parameter.detach().to(dtype), requires_grad=False)
     compute: Callable[[Tensor], Tensor] = module.forward
     if quantized_input:
-        if dynamic:
-            quantized = _fake_rows(module, bits.activation, splits, name)
-        else:
-            quantized = partial(fake_quantize, qparams=_input_qparams(module, ranges, bits.activation, splits, name))
+        quantized = input_quantizer(module, bits.activation, ranges=ranges, splits=splits, dynamic=dynamic, name=name)
         compute = _on_quantized_input(compute, quantized)
     if bos is not None and bits != LayerBits(weight=FLOAT_BITS, activation=FLOAT_BITS):
         compute = _beside_bos_row(compute, bos, module.bias, name)
     with _borrowed(module, changed, compute):
         yield
+
+
+def input_quantizer(
+    module: QuantizableLayer,
+    num_bits: int,
+    *,
+    ranges: Sequence[ActivationRange] = (),
+    splits: Sequence[int] = (),
+    dynamic: bool = False,
+    name: str = "layer",
+) -> Callable[[Tensor], Tensor]:
+    """Return what fake-quantizes a float32 input of the layer; arguments and errors as in `simulated_layer`."""
+    if dynamic:
+        return _fake_rows(module, num_bits, splits, name)
+    return partial(fake_quantize, qparams=_input_qparams(module, ranges, num_bits, splits, name))
 
 
 @contextmanager

@@ -3,17 +3,17 @@
 What each layer needs (parts, ranges, BOS row) is looked up in the layer table and the calibration record.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 
-from torch import nn
+from torch import Tensor, nn
 
 from mixdq.errors import CalibrationError
 from mixdq.quant.bos import BosRow
-from mixdq.quant.simulate import simulated_layer
+from mixdq.quant.simulate import QuantizableLayer, input_quantizer, simulated_layer
 from mixdq.types.layers import LayerSpec, LayerTable
 from mixdq.types.plan import FLOAT_BITS, Activations, LayerBits, is_dynamic
-from mixdq.types.tensors import CalibrationRecord
+from mixdq.types.tensors import ActivationRange, CalibrationRecord
 
 
 def simulated_spec(
@@ -31,9 +31,8 @@ def simulated_spec(
     Raises:
         CalibrationError: the record lacks the range or the BOS row that the layer needs.
     """
-    ranges, dynamic = record.ranges.get(layer.name, ()), is_dynamic(activations)
-    if not dynamic and bits.activation != FLOAT_BITS and len(ranges) != max(1, len(layer.input_splits)):
-        raise CalibrationError(f"{layer.name}: the calibration has no range for its input; calibrate this model again")
+    dynamic = is_dynamic(activations)
+    ranges = () if dynamic or bits.activation == FLOAT_BITS else _ranges(layer, record)
     module = denoiser.get_submodule(layer.name)
     assert isinstance(module, nn.Linear | nn.Conv2d)
     return simulated_layer(
@@ -44,6 +43,30 @@ def simulated_spec(
         splits=layer.input_splits,
         bos=_bos_row(layer, record),
         rounding=rounding,
+        dynamic=dynamic,
+        name=layer.name,
+    )
+
+
+def spec_input_quantizer(
+    module: QuantizableLayer,
+    layer: LayerSpec,
+    num_bits: int,
+    record: CalibrationRecord,
+    *,
+    activations: Activations = "static",
+) -> Callable[[Tensor], Tensor]:
+    """Return what fake-quantizes a float32 input of a layer of the table, its first token being left out if it is BOS.
+
+    Raises:
+        CalibrationError: the record lacks the range that the layer needs.
+    """
+    dynamic = is_dynamic(activations)
+    return input_quantizer(
+        module,
+        num_bits,
+        ranges=() if dynamic else _ranges(layer, record),
+        splits=layer.input_splits,
         dynamic=dynamic,
         name=layer.name,
     )
@@ -75,6 +98,13 @@ def simulated_plan(
                 )
                 stack.enter_context(simulation)
         yield
+
+
+def _ranges(layer: LayerSpec, record: CalibrationRecord) -> tuple[ActivationRange, ...]:
+    ranges = record.ranges.get(layer.name, ())
+    if len(ranges) != max(1, len(layer.input_splits)):
+        raise CalibrationError(f"{layer.name}: the calibration has no range for its input; calibrate this model again")
+    return ranges
 
 
 def _bos_row(layer: LayerSpec, record: CalibrationRecord) -> BosRow | None:

@@ -18,7 +18,8 @@ ScoreKey = tuple[str, Role, int, str]
 class Score:
     """The quality left when one layer's weight or input alone is quantized; higher is better.
 
-    `metric` names what was measured ("sqnr" in dB, "ssim"); `value` may be +inf (identical), never NaN.
+    `metric` names what was measured ("sqnr" in dB, "ssim"); `value` may be +inf (identical), never NaN. `stderr` is the
+    standard error of an estimate, in the metric's unit; None where it was measured exactly.
     """
 
     layer: str
@@ -26,11 +27,14 @@ class Score:
     num_bits: int
     metric: str
     value: float
+    stderr: float | None = None
 
     def __post_init__(self) -> None:
         check_bits(self.num_bits)
         if math.isnan(self.value):
             raise ValueError(f"{self.layer}: the {self.metric} of {self.role} at {self.num_bits} bits is not a number")
+        if self.stderr is not None and not 0.0 <= self.stderr < math.inf:
+            raise ValueError(f"{self.layer}: a standard error is a number from 0 up, not {self.stderr}")
 
     @property
     def key(self) -> ScoreKey:
