@@ -5,6 +5,8 @@
     layer,role,num_bits,metric,value
     mid_block.attentions.0.proj_in,weight,4,sqnr,31.25
 
+Where scores are estimates the version is 2 and each row has one more column, `stderr`, empty for what was measured
+exactly; such a row may follow an estimate of the same, and replaces it.
 Values are written so that they are read back bit for bit. `SensitivityLog` appends; a process killed in the middle
 of a row leaves at most a torn last line, which the next one cuts off.
 """
@@ -25,9 +27,11 @@ from mixdq.types.layers import LayerTable
 from mixdq.types.scores import ROLES, Score, ScoreKey, SensitivityTable
 
 LAYERS = Schema("layers", "mixdq inspect")
-SENSITIVITY = Schema("sensitivity", "mixdq sensitivity")
+SENSITIVITY = Schema("sensitivity", "mixdq sensitivity", version=2)
 
 _HEADER = "layer,role,num_bits,metric,value"
+_EXACT = Schema(SENSITIVITY.kind, SENSITIVITY.made_by, version=1)
+_HEADER_OF = {_EXACT: _HEADER, SENSITIVITY: f"{_HEADER},stderr"}
 
 
 def write_layers(path: Path, table: LayerTable, origin: Mapping[str, str] | None = None) -> None:
@@ -42,7 +46,8 @@ def read_layers(path: Path) -> LayerTable:
 
 def write_sensitivity(path: Path, table: SensitivityTable) -> None:
     """Write a whole sensitivity table, atomically; the bytes are those of a `SensitivityLog` fed with its scores."""
-    text = _head(table.origin) + "".join(format_row(score) for score in table.scores)
+    schema = SENSITIVITY if any(score.stderr is not None for score in table.scores) else _EXACT
+    text = _head(schema, table.origin) + "".join(format_row(score, schema) for score in table.scores)
     atomic_write(path, text.encode("utf-8"))
 
 
@@ -51,15 +56,19 @@ def read_sensitivity(path: Path) -> SensitivityTable:
     data = read_bytes(path, SENSITIVITY)
     if not data.endswith(b"\n"):
         raise bad_format(path, SENSITIVITY, "its last line is torn (the same command continues it)")
-    return _parse(path, data)
+    return _parse(path, data)[1]
 
 
-def format_row(score: Score) -> str:
-    """Return the line of one score; ValueError where a name holds a line break."""
+def format_row(score: Score, schema: Schema = _EXACT) -> str:
+    """Return the line of one score; ValueError where a name holds a line break, or an estimate has no column."""
+    if schema == _EXACT and score.stderr is not None:
+        raise ValueError(f"{score.key} is an estimate, and the table is of exact scores")
     if any(mark in score.layer + score.metric for mark in "\r\n\0"):
         raise ValueError(f"{score.layer!r}: a name in a table must fit on one line")
     out = io.StringIO()
     row = [score.layer, score.role, score.num_bits, score.metric, repr(float(score.value))]
+    if schema != _EXACT:
+        row.append("" if score.stderr is None else repr(float(score.stderr)))
     csv.writer(out, lineterminator="\n").writerow(row)
     return out.getvalue()
 
@@ -70,29 +79,35 @@ class SensitivityLog:
     Use as a context manager. One process at a time may have a file open.
     """
 
-    def __init__(self, path: Path, table: SensitivityTable) -> None:
-        self._path = path
+    def __init__(
+        self, path: Path, schema: Schema, table: SensitivityTable, estimates: Mapping[ScoreKey, Score]
+    ) -> None:
+        self._path, self._schema = path, schema
+        self.estimates = dict(estimates)
+        """All rows that came with a standard error, those too that an exact one has replaced since."""
         self._origin = table.origin
         self._scores = {score.key: score for score in table.scores}
         self._file = path.open("ab", buffering=0)
 
     @classmethod
-    def open(cls, path: Path, origin: Mapping[str, str], rerun: str | None = None) -> Self:
+    def open(cls, path: Path, origin: Mapping[str, str], rerun: str | None = None, *, estimated: bool = False) -> Self:
         """Return the log of `path`: begun if there is no file, else continued, a torn last line cut off.
+
+        A file that is begun has room for standard errors if its scores are to be `estimated`.
 
         Raises:
             StaleArtifactError: the file was begun from another `origin`; the text says to run `rerun`, or to remove it.
             ArtifactFormatError: the file is foreign, damaged or newer.
         """
         if not path.exists():
-            atomic_write(path, _head(origin).encode("utf-8"))
+            atomic_write(path, _head(SENSITIVITY if estimated else _EXACT, origin).encode("utf-8"))
         data = read_bytes(path, SENSITIVITY)
         whole = data[: data.rfind(b"\n") + 1]
-        table = _parse(path, whole)
+        schema, table, estimates = _parse(path, whole)
         expect_origin(path, table.origin, origin, rerun or f"rm {path} && {SENSITIVITY.made_by} {path.parent}")
         if len(whole) < len(data):
             os.truncate(path, len(whole))
-        return cls(path, table)
+        return cls(path, schema, table, estimates)
 
     @property
     def done(self) -> set[ScoreKey]:
@@ -105,10 +120,13 @@ class SensitivityLog:
         return SensitivityTable(scores=tuple(self._scores.values()), origin=self._origin)
 
     def append(self, score: Score) -> None:
-        """Add a row; it is on disk when this returns. An OSError (disk full) leaves the file without it."""
-        if score.key in self._scores:
+        """Add a row, which may replace an estimate; it is on disk when this returns.
+
+        An OSError (disk full) leaves the file without it.
+        """
+        if not _may_follow(score, self._scores):
             raise ValueError(f"{score.key} has been measured already")
-        line = memoryview(format_row(score).encode("utf-8"))
+        line = memoryview(format_row(score, self._schema).encode("utf-8"))
         end = os.fstat(self._file.fileno()).st_size
         try:
             while line:
@@ -118,6 +136,8 @@ class SensitivityLog:
             os.ftruncate(self._file.fileno(), end)
             raise
         self._scores[score.key] = score
+        if score.stderr is not None:
+            self.estimates[score.key] = score
 
     def close(self) -> None:
         """Close the file; nothing can be appended any more."""
@@ -132,35 +152,47 @@ class SensitivityLog:
         self.close()
 
 
-def _head(origin: Mapping[str, str]) -> str:
-    return f"# {SENSITIVITY}\n# origin {json.dumps(dict(origin), sort_keys=True)}\n{_HEADER}\n"
+def _head(schema: Schema, origin: Mapping[str, str]) -> str:
+    return f"# {schema}\n# origin {json.dumps(dict(origin), sort_keys=True)}\n{_HEADER_OF[schema]}\n"
 
 
-def _parse(path: Path, data: bytes) -> SensitivityTable:
-    """Return the table of whole lines."""
+def _may_follow(score: Score, known: Mapping[ScoreKey, Score]) -> bool:
+    before = known.get(score.key)
+    return before is None or (before.stderr is not None and score.stderr is None)
+
+
+def _parse(path: Path, data: bytes) -> tuple[Schema, SensitivityTable, dict[ScoreKey, Score]]:
+    """Return the version, the table and all estimates of whole lines."""
     try:
         lines = data.decode("utf-8").split("\n")[:-1]
     except UnicodeDecodeError as error:
         raise bad_format(path, SENSITIVITY, "it is not UTF-8 text") from error
-    check_schema(path, lines[0].removeprefix("# ") if lines else None, SENSITIVITY)
-    if len(lines) < 3 or not lines[1].startswith("# origin ") or lines[2] != _HEADER:
+    tag = lines[0].removeprefix("# ") if lines else None
+    schema = _EXACT if tag == str(_EXACT) else SENSITIVITY
+    check_schema(path, tag, schema)
+    if len(lines) < 3 or not lines[1].startswith("# origin ") or lines[2] != _HEADER_OF[schema]:
         raise bad_format(path, SENSITIVITY, "its first three lines are not those of such a file")
     origin = parse_json(path, SENSITIVITY, lines[1].removeprefix("# origin "))
     scores: dict[ScoreKey, Score] = {}
+    estimates: dict[ScoreKey, Score] = {}
     for number, line in enumerate(lines[3:], start=4):
-        score = _parse_row(path, number, line)
-        if score.key in scores:
+        score = _parse_row(path, number, line, schema)
+        if not _may_follow(score, scores):
             raise bad_format(path, SENSITIVITY, f"line {number} repeats {score.key}")
         scores[score.key] = score
-    return SensitivityTable(scores=tuple(scores.values()), origin=decode(path, SENSITIVITY, dict[str, str], origin))
+        if score.stderr is not None:
+            estimates[score.key] = score
+    table = SensitivityTable(scores=tuple(scores.values()), origin=decode(path, SENSITIVITY, dict[str, str], origin))
+    return schema, table, estimates
 
 
-def _parse_row(path: Path, number: int, line: str) -> Score:
+def _parse_row(path: Path, number: int, line: str, schema: Schema) -> Score:
     try:
-        layer, role, bits, metric, value = next(csv.reader([line], strict=True))
-        if role not in ROLES or not layer or not metric:
-            raise ValueError(f"expected {_HEADER}")
-        return Score(layer=layer, role=role, num_bits=int(bits), metric=metric, value=float(value))
+        layer, role, bits, metric, value, *rest = next(csv.reader([line], strict=True))
+        if role not in ROLES or not layer or not metric or len(rest) != (schema != _EXACT):
+            raise ValueError(f"expected {_HEADER_OF[schema]}")
+        stderr = float(rest[0]) if rest and rest[0] else None
+        return Score(layer=layer, role=role, num_bits=int(bits), metric=metric, value=float(value), stderr=stderr)
     except (ValueError, csv.Error, StopIteration) as error:
         raise ArtifactFormatError(
             f"{path}, line {number}: {line[:80]!r} is not a row of a sensitivity table ({error}). "

@@ -80,7 +80,7 @@ def test_every_kind_refuses_the_others(written, kind) -> None:
 def test_newer_file_asks_for_a_newer_mixdq(written, kind) -> None:
     data = written[kind].read_bytes()
     assert data.count(b"/1") == 1
-    written[kind].write_bytes(data.replace(b"/1", b"/2"))
+    written[kind].write_bytes(data.replace(b"/1", b"/3"))
     with pytest.raises(ArtifactFormatError, match="Upgrade MixDQ"):
         READERS[kind](written[kind])
 

@@ -3,6 +3,7 @@ import math
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -77,6 +78,53 @@ def test_log_writes_the_same_bytes_as_the_whole_table(tmp_path, sensitivity) -> 
             assert score.key in log.done
         assert log.table == sensitivity
     assert (tmp_path / "log.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
+
+
+ESTIMATES = st.builds(
+    Score,
+    layer=NAMES,
+    role=st.sampled_from(["weight", "activation"]),
+    num_bits=st.sampled_from([2, 4, 8]),
+    metric=st.sampled_from(["ssim", "sqnr"]),
+    value=st.floats(allow_nan=False),
+    stderr=st.none() | st.floats(min_value=0, allow_infinity=False),
+)
+
+
+@given(st.lists(ESTIMATES, unique_by=lambda score: score.key))
+def test_estimates_come_back_bit_for_bit(tmp_path_factory, scores) -> None:
+    path = tmp_path_factory.mktemp("s") / "sensitivity.csv"
+    table = SensitivityTable(scores=tuple(scores), origin={"model": "d"})
+    write_sensitivity(path, table)
+    assert read_sensitivity(path) == table
+    estimated = any(score.stderr is not None for score in scores)
+    assert path.read_text(encoding="utf-8").startswith(f"# mixdq.sensitivity/{2 if estimated else 1}\n")
+
+
+def test_an_exact_score_replaces_an_estimate_and_nothing_else_does(tmp_path) -> None:
+    path = tmp_path / "sensitivity.csv"
+    guess = Score(layer="a", role="weight", num_bits=4, metric="ssim", value=0.5, stderr=0.25)
+    other, exact = replace(guess, layer="b"), replace(guess, value=0.75, stderr=None)
+    with SensitivityLog.open(path, {}, estimated=True) as log:
+        for score in (guess, other, exact):
+            log.append(score)
+        for again in (guess, exact):
+            with pytest.raises(ValueError, match="already"):
+                log.append(again)
+        assert log.table.scores == (exact, other)
+    with SensitivityLog.open(path, {}, estimated=True) as log:
+        assert log.table.scores == (exact, other) == read_sensitivity(path).scores
+        assert log.estimates == {guess.key: guess, other.key: other}
+    for again in (guess, exact):
+        path.write_text(path.read_text().rstrip("\n") + "\n" + format_row(again, table_file.SENSITIVITY))
+        with pytest.raises(ArtifactFormatError, match="line 7 repeats"):
+            read_sensitivity(path)
+        path.write_text("\n".join(path.read_text().splitlines()[:6]) + "\n")
+
+
+def test_a_table_of_exact_scores_takes_no_estimates(tmp_path) -> None:
+    with SensitivityLog.open(tmp_path / "sensitivity.csv", {}) as log, pytest.raises(ValueError, match="estimate"):
+        log.append(Score(layer="a", role="weight", num_bits=4, metric="ssim", value=0.5, stderr=0.25))
 
 
 def test_log_continues_after_a_kill_at_any_byte(tmp_path, sensitivity) -> None:
