@@ -64,7 +64,10 @@ class CalibrationConfig(_Section):
 class SensitivityConfig(_Section):
     """How the cost of each layer is measured, and by whom: `engine` is "local", or "ray" for a cluster.
 
-    `address` is the Ray cluster's, "host:port" or "auto"; without one it is started on this machine.
+    `address` is the Ray cluster's, "host:port" or "auto"; without one it is started on this machine. `method` is
+    "exact", every row as published; "sketch", all rows estimated from some backward passes, to a standard error of
+    `tolerance` of the median row's loss; or "hybrid", sketched, and the share `exact_share` of the rows that matter
+    most measured exactly. `checkpointing` saves memory in backward passes at the cost of time.
     """
 
     prompts: str | None = None
@@ -72,6 +75,10 @@ class SensitivityConfig(_Section):
     ssim_window: int = Field(default=11, ge=3)
     engine: str = "local"
     address: str | None = None
+    method: Literal["exact", "sketch", "hybrid"] = "exact"
+    tolerance: float = Field(default=0.25, gt=0)
+    exact_share: float = Field(default=0.05, ge=0, le=1)
+    checkpointing: bool = False
 
     @model_validator(mode="after")
     def _odd_window(self) -> Self:

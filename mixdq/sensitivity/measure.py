@@ -5,6 +5,7 @@ Rows stay as measured: near the noise floor they are not monotone in bits, and n
 
 import hashlib
 import logging
+import math
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
 from types import MappingProxyType
@@ -14,7 +15,9 @@ from mixdq.pipeline.generate import GenerationSpec
 from mixdq.pipeline.trace import record_calls
 from mixdq.sensitivity.engines.base import Engine
 from mixdq.sensitivity.engines.local import run_local
+from mixdq.sensitivity.hybrid import next_trials
 from mixdq.sensitivity.resume import MemorySink, Sink
+from mixdq.sensitivity.sketch import TOLERANCE, check_sketched, sketch
 from mixdq.sensitivity.trial import Trial, TrialScorer, list_trials
 from mixdq.types.layers import Group, LayerTable
 from mixdq.types.plan import ACTIVATION_CHOICES, WEIGHT_CHOICES, Activations
@@ -25,6 +28,8 @@ from mixdq.types.tensors import CalibrationRecord
 log = logging.getLogger(__name__)
 
 METRIC_OF: Mapping[Group, tuple[str, ...]] = MappingProxyType({"content": ("ssim",), "quality": ("sqnr",)})
+METHODS = ("exact", "sketch", "hybrid")
+EXACT_SHARE = 0.05
 
 
 def measure(
@@ -44,6 +49,10 @@ def measure(
     activations: Activations = "static",
     batch_size: int = 8,
     engine: Engine = run_local,
+    method: str = "exact",
+    tolerance: float = TOLERANCE,
+    exact_share: float = EXACT_SHARE,
+    checkpointing: bool = False,
     resume: Sink | None = None,
     progress: Progress = no_progress,
 ) -> SensitivityTable:
@@ -58,39 +67,95 @@ def measure(
         symmetric, rounding: how weights are quantized.
         activations: whether inputs are scaled as calibrated or at run time.
         batch_size: prompts in one denoiser call; pictures differ by float rounding from one batch size to another.
-        engine: who runs the trials, from `mixdq.sensitivity.engines.find_engine`; the scores do not depend on it.
+        engine: who runs the trials that are measured exactly, from `mixdq.sensitivity.engines.find_engine`; the scores do
+            not depend on it.
+        method: one of `METHODS`.
+        tolerance: of sketched scores; see `sketch`.
+        exact_share: how many of the trials "hybrid" measures exactly, at most.
+        checkpointing: whether backward passes save memory at the cost of time; see `pipeline.gradient`.
         resume: scores measured before with the same settings, and where each new one goes as soon as it is known; its
             origin becomes the table's. Only the scores asked for are returned, whatever else it holds.
         progress: told after each trial.
 
     Raises:
-        ConfigError: no metric has that name.
+        ConfigError: no metric or method has that name, or a metric cannot be sketched.
+        UnsupportedModelError: the model cannot be differentiated, or there is no memory for it.
         CalibrationError: the record is not of this model.
         NonFiniteError: a trial gives NaN, and the layer is named; or the floating-point model does.
     """
+    if method not in METHODS:
+        raise ConfigError(f"method = {method!r}: expected one of {', '.join(METHODS)}")
     trials = list_trials(table, weight_bits, activation_bits, metric_of)
+    if method != "exact":
+        check_sketched(trials)
     sink: Sink = resume if resume is not None else MemorySink({"model": table.digest, "prompts": _digest(prompts)})
-    left = _without(trials, sink.done)
-    progress(len(trials) - len(left), len(trials), "sensitivity")
-    if left:
-        trace = record_calls(pipe, family, prompts, spec, batch_size=batch_size)
-        scorer = TrialScorer(
-            pipe=pipe,
-            denoiser=family.denoiser(pipe),
-            layers={layer.name: layer for layer in table},
-            record=record,
-            trace=trace,
-            ssim_window=ssim_window,
-            symmetric=symmetric,
-            rounding=rounding,
-            activations=activations,
-        )
-        for done, scores in enumerate(engine(left, scorer), start=len(trials) - len(left) + 1):
+    if is_complete(trials, table, sink, method=method, exact_share=exact_share):
+        progress(len(trials), len(trials), "sensitivity")
+        return known_table(trials, sink)
+    scorer = TrialScorer(
+        pipe=pipe,
+        denoiser=family.denoiser(pipe),
+        layers={layer.name: layer for layer in table},
+        record=record,
+        trace=record_calls(pipe, family, prompts, spec, batch_size=batch_size),
+        ssim_window=ssim_window,
+        symmetric=symmetric,
+        rounding=rounding,
+        activations=activations,
+    )
+
+    def run(exact: Sequence[Trial], done: int, total: int) -> None:
+        progress(done, total, "sensitivity")
+        for number, scores in enumerate(engine(exact, scorer), start=done + 1):
             for score in scores:
                 sink.append(score)
                 log.debug("%s %s %d: %s %.6g", score.layer, score.role, score.num_bits, score.metric, score.value)
-            progress(done, len(trials), "sensitivity")
-    log.info("measured %d trials on %d layers (%d were known)", len(trials), len(table), len(trials) - len(left))
+            progress(number, total, "sensitivity")
+
+    if method == "exact":
+        left = _without(trials, sink.done)
+        run(left, len(trials) - len(left), len(trials))
+        log.info("measured %d trials on %d layers (%d were known)", len(trials), len(table), len(trials) - len(left))
+        return known_table(trials, sink)
+    for metric in sorted({metric for trial in trials for metric in trial.metrics}):
+        of_metric = [replace(trial, metrics=(metric,)) for trial in trials if metric in trial.metrics]
+        if not sink.done >= {key for trial in of_metric for key in trial.keys}:
+            scores = sketch(of_metric, scorer, tolerance=tolerance, checkpointing=checkpointing, progress=progress)
+            for score in scores:
+                if score.key not in sink.done:
+                    sink.append(score)
+    count = _exact_count(trials, method, exact_share)
+    while chosen := _next(trials, table, sink, count):
+        run(chosen, _measured(trials, sink), count)
+    log.info("estimated %d trials on %d layers, and measured %d of them", len(trials), len(table), count)
+    return known_table(trials, sink)
+
+
+def is_complete(
+    trials: Sequence[Trial], table: LayerTable, sink: Sink, *, method: str = "exact", exact_share: float = EXACT_SHARE
+) -> bool:
+    """Return whether `sink` holds all that `measure` would; needs no model."""
+    known = sink.done >= {key for trial in trials for key in trial.keys}
+    return known and not _next(trials, table, sink, _exact_count(trials, method, exact_share))
+
+
+def _exact_count(trials: Sequence[Trial], method: str, exact_share: float) -> int:
+    return math.ceil(exact_share * len(trials)) if method == "hybrid" else 0
+
+
+def _next(trials: Sequence[Trial], table: LayerTable, sink: Sink, count: int) -> list[Trial]:
+    known = {score.key: score for score in sink.table.scores}
+    return next_trials(trials, {layer.name: layer for layer in table}, sink.estimates, known, count)
+
+
+def _measured(trials: Sequence[Trial], sink: Sink) -> int:
+    """Return how many trials have taken the place of an estimate."""
+    known = {score.key: score for score in sink.table.scores}
+    return sum(all(key in sink.estimates and known[key].stderr is None for key in trial.keys) for trial in trials)
+
+
+def known_table(trials: Sequence[Trial], sink: Sink) -> SensitivityTable:
+    """Return the scores asked for, whatever else is known."""
     scores_of = {score.key: score for score in sink.table.scores}
     return SensitivityTable(
         scores=tuple(scores_of[key] for trial in trials for key in trial.keys), origin=sink.table.origin

@@ -25,8 +25,13 @@ class Sink(Protocol):
         """All scores so far."""
         ...
 
+    @property
+    def estimates(self) -> Mapping[ScoreKey, Score]:
+        """All scores that came with a standard error, those too that an exact one has replaced since."""
+        ...
+
     def append(self, score: Score) -> None:
-        """Keep one more score."""
+        """Keep one more score, or an exact one in the place of an estimate."""
         ...
 
 
@@ -36,6 +41,7 @@ class MemorySink:
     def __init__(self, origin: Mapping[str, str]) -> None:
         self._origin = origin
         self._scores: dict[ScoreKey, Score] = {}
+        self.estimates: dict[ScoreKey, Score] = {}
 
     @property
     def done(self) -> Set[ScoreKey]:
@@ -48,5 +54,7 @@ class MemorySink:
         return SensitivityTable(scores=tuple(self._scores.values()), origin=self._origin)
 
     def append(self, score: Score) -> None:
-        """Keep one more score."""
+        """Keep one more score, or an exact one in the place of an estimate."""
+        if score.stderr is not None:
+            self.estimates[score.key] = score
         self._scores[score.key] = score

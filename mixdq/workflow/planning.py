@@ -57,6 +57,7 @@ def sensitivity_origin(session: Session) -> dict[str, str]:
     The calibration's digest is absent where there is no calibration: the two tables are all that allocation needs.
     """
     config, calibration = session.config, session.paths.calibration
+    sketched = config.sensitivity
     return {
         **({"calibration": digest_of_file(calibration)} if calibration.exists() else {}),
         "prompts": prompts_digest(sensitivity_prompts(config)),
@@ -67,6 +68,9 @@ def sensitivity_origin(session: Session) -> dict[str, str]:
                 config.conversion.rounding,
                 config.conversion.activations,
                 generation_of(config),
+                # Tables that were measured before there was another way stay good.
+                *([] if sketched.method == "exact" else [sketched.method, sketched.tolerance]),
+                *([sketched.exact_share] if sketched.method == "hybrid" else []),
             ]
         ),
     }

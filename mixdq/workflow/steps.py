@@ -153,22 +153,22 @@ def measure(session: Session, *, metric_of: dict[Group, tuple[str, ...]] | None 
     prompts = sensitivity_prompts(config)
     metrics = metric_of or METRICS_OF
     origin = planning.sensitivity_origin(session)
+    settings = config.sensitivity
+    estimated = settings.method != "exact"
     try:
         with session.advising(path, f"mixdq sensitivity {session.paths.root}"):
-            log = SensitivityLog.open(path, origin)
+            log = SensitivityLog.open(path, origin, estimated=estimated)
     except (StaleArtifactError, ArtifactFormatError) as error:
         if session.everything and isinstance(error, ArtifactFormatError):
             raise
         aside(path)
-        log = SensitivityLog.open(path, origin)
+        log = SensitivityLog.open(path, origin, estimated=estimated)
     with log:
         trials = list_trials(table, config.allocation.weight_choices, config.allocation.activation_choices, metrics)
-        keys = [key for trial in trials for key in trial.keys]
-        if log.done >= set(keys):
+        if sensitivity.is_complete(trials, table, log, method=settings.method, exact_share=settings.exact_share):
             # Found out here, so that no model is loaded in vain.
             session.say_up_to_date(path)
-            known = {score.key: score for score in log.table.scores}
-            return SensitivityTable(scores=tuple(known[key] for key in keys), origin=log.table.origin)
+            return sensitivity.known_table(trials, log)
         engine = engine_of(config, in_memory=session.in_memory)
         return sensitivity.measure(
             session.pipe,
@@ -180,12 +180,16 @@ def measure(session: Session, *, metric_of: dict[Group, tuple[str, ...]] | None 
             weight_bits=config.allocation.weight_choices,
             activation_bits=config.allocation.activation_choices,
             metric_of=metrics,
-            ssim_window=config.sensitivity.ssim_window,
+            ssim_window=settings.ssim_window,
             symmetric=config.conversion.symmetric,
             rounding=config.conversion.rounding,
             activations=config.conversion.activations,
             batch_size=config.generation.batch_size,
             engine=engine,
+            method=settings.method,
+            tolerance=settings.tolerance,
+            exact_share=settings.exact_share,
+            checkpointing=settings.checkpointing,
             resume=log,
             progress=session.progress,
         )

@@ -1,4 +1,6 @@
+import math
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,11 +12,13 @@ from mixdq.errors import ConfigError, NonFiniteError
 from mixdq.pipeline.family import find_family
 from mixdq.pipeline.generate import GenerationSpec
 from mixdq.pipeline.layers import list_layers
-from mixdq.sensitivity.measure import measure
+from mixdq.sensitivity.measure import METRIC_OF, is_complete, known_table, measure
+from mixdq.sensitivity.trial import list_trials
 from mixdq.store.table_file import SensitivityLog, read_sensitivity, write_sensitivity
 from mixdq.testing import fingerprint, tiny_sdxl_pipeline
+from mixdq.types.plan import ACTIVATION_CHOICES, WEIGHT_CHOICES
 from mixdq.types.progress import Progress, no_progress
-from mixdq.types.scores import SensitivityTable
+from mixdq.types.scores import Score, SensitivityTable
 
 PIPE = tiny_sdxl_pipeline()
 FAMILY = find_family(PIPE)
@@ -150,3 +154,67 @@ def test_a_model_whose_pictures_are_nan_is_refused() -> None:
         pipe.vae.decoder.layers[0].weight.fill_(float("nan"))
     with pytest.raises(NonFiniteError, match="picture 0"):
         measure(pipe, FAMILY, TABLE, RECORD, PROMPTS, SPEC)
+
+
+METHODS = ("sketch", "hybrid")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_estimates_stand_where_exact_scores_would_with_their_standard_errors(
+    table: SensitivityTable, method: str
+) -> None:
+    found = measured(method=method, exact_share=0.2)
+    assert [score.key for score in found.scores] == [score.key for score in table.scores]
+    exact = [score for score in found.scores if score.stderr is None]
+    assert len(exact) == (math.ceil(0.2 * len(table.scores)) if method == "hybrid" else 0)
+    assert set(exact) <= set(table.scores)
+    assert measured(method=method, exact_share=0.2) == found
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("at", [1, 9, 14, 19, 21])
+def test_an_interrupted_sketch_or_hybrid_continues_to_the_same_bytes(tmp_path: Path, method: str, at: int) -> None:
+    whole, path = tmp_path / "whole.csv", tmp_path / "sensitivity.csv"
+
+    def run(path: Path, stop: int | None = None) -> SensitivityTable:
+        with SensitivityLog.open(path, {}, estimated=True) as log:
+            appended = iter(range(1, 1000))
+            append = log.append
+
+            def counted(score: Score) -> None:
+                append(score)
+                if next(appended) == stop:
+                    raise KeyboardInterrupt
+
+            log.append = counted
+            return measured(method=method, exact_share=0.2, tolerance=10.0, resume=log)
+
+    found = run(whole)
+    rows = len(found.scores) + (math.ceil(0.2 * len(found.scores)) if method == "hybrid" else 0)
+    before = fingerprint(PIPE.unet)
+    with pytest.raises(KeyboardInterrupt) if at <= rows else nullcontext():
+        run(path, at)
+    assert fingerprint(PIPE.unet) == before
+    # A torn last line, as kill -9 in the middle of a write leaves it.
+    path.write_bytes(path.read_bytes()[:-3])
+    assert run(path) == found
+    assert path.read_bytes() == whole.read_bytes()
+    assert read_sensitivity(path).scores == tuple(
+        {score.key: score for score in read_sensitivity(whole).scores}.values()
+    )
+
+
+def test_a_finished_table_is_known_to_be_so_without_a_model(tmp_path: Path) -> None:
+    with SensitivityLog.open(tmp_path / "sensitivity.csv", {}, estimated=True) as log:
+        found = measured(method="hybrid", exact_share=0.2, resume=log)
+        trials = list_trials(TABLE, WEIGHT_CHOICES, ACTIVATION_CHOICES, METRIC_OF)
+        assert is_complete(trials, TABLE, log, method="hybrid", exact_share=0.2)
+        assert not is_complete(trials, TABLE, log, method="hybrid", exact_share=0.5)
+        assert known_table(trials, log) == found
+
+
+def test_a_method_or_metric_that_cannot_be_is_refused_before_anything_runs() -> None:
+    with pytest.raises(ConfigError, match="method = 'guess': expected one of exact, sketch, hybrid"):
+        measured(method="guess")
+    with pytest.raises(ConfigError, match="metric psnr can be measured exactly only"):
+        measured(method="sketch", metric_of={"content": ("psnr",), "quality": ("sqnr",)})
