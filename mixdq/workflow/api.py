@@ -139,11 +139,13 @@ def measure(
     table: LayerTable | None = None,
     spec: GenerationSpec | None = None,
     activations: Activations = "static",
+    method: str = "exact",
     progress: Progress = no_progress,
 ) -> SensitivityTable:
     """Return what each layer costs at each width: SSIM of content layers, SQNR of the others, one layer at a time.
 
-    `activations` are those that `apply` will be told.
+    `activations` are those that `apply` will be told; `method` is "exact", "sketch" or "hybrid", as in
+    `SensitivityConfig`.
     """
     pipe = load_pipeline(model)
     return sensitivity.measure(
@@ -154,6 +156,7 @@ def measure(
         prompts or sensitivity_prompts(_plain(model)),
         spec or GenerationSpec(),
         activations=activations,
+        method=method,
         progress=progress,
     )
 

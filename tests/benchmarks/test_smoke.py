@@ -85,6 +85,27 @@ def test_pictures(benchmark_module, tmp_path) -> None:
     assert min(row[key] for key in ("start", "load", "first")) > 0
 
 
+def test_sensitivity(benchmark_module, tmp_path) -> None:
+    out = tmp_path / "out.json"
+    benchmark_module("sensitivity").main(["--smoke", "--json", str(out)])
+    written = json.loads(out.read_text(encoding="utf-8"))
+    published, exact, sketch, hybrid = written["rows"]
+    assert [row["name"] for row in written["rows"]] == ["published", "exact", "sketch", "hybrid"]
+    assert published["calls"] > exact["calls"] > hybrid["calls"] > sketch["calls"] > 0
+    assert published["measured"] == exact["measured"] > hybrid["measured"] > sketch["measured"] == 0
+    assert all(row["spearman"] > 0.8 for row in written["agreement"])
+    assert [row["name"] for row in written["pictures"]] == ["floating point", "plain", "exact", "sketch", "hybrid"]
+    assert all(row["ssim"] <= 1 for row in written["pictures"])
+
+
+def test_what_searching_costs_at_sdxls_shape(benchmark_module, tmp_path) -> None:
+    out = tmp_path / "out.json"
+    benchmark_module("sensitivity").main(["--sdxl", "smoke", "--side", "16", "--checkpointing", "--json", str(out)])
+    (row,) = json.loads(out.read_text(encoding="utf-8"))["rows"]
+    assert row["published_hours"] > row["hybrid_hours"] > row["sketch_hours"]
+    assert row["peak_bytes"] > row["resident_before"] > 0
+
+
 def test_candidates_that_do_not_fit_in_memory_together_are_split(benchmark_module, tmp_path) -> None:
     case = benchmark_module("case").Case(size="full", batch=1, side=64, cache=tmp_path)
     turns, candidates = benchmark_module("turns"), benchmark_module("candidates").CANDIDATES

@@ -1,10 +1,12 @@
+import math
+
 import pytest
 
 from mixdq.errors import ArtifactError, ConfigError, StaleArtifactError
 from mixdq.pipeline.layers import weights_digest
 from mixdq.store.table_file import read_sensitivity
 from mixdq.testing import fingerprint
-from mixdq.workflow import denoiser, steps
+from mixdq.workflow import denoiser, planning, steps
 from mixdq.workflow.session import Session
 
 
@@ -118,3 +120,23 @@ def test_all_steps_again_do_nothing_again(run) -> None:
     after = {path: path.stat().st_mtime_ns for path in before}
     assert {path for path in after if after[path] != before[path]} <= set((run.paths.root / "plots").rglob("*"))
     assert "_loaded" not in vars(session)
+
+
+def test_hybrid_begins_a_table_of_estimates_that_is_found_up_to_date_without_a_model(run) -> None:
+    exact = read_sensitivity(run.paths.sensitivity)
+    hybrid = changed(run, "sensitivity", method="hybrid", tolerance=0.9, exact_share=0.1)
+    with pytest.raises(StaleArtifactError, match="mixdq sensitivity"):
+        planning.allocate(hybrid)
+    table = steps.measure(hybrid)
+    assert [score.key for score in table.scores] == [score.key for score in exact.scores]
+    measured = [score for score in table.scores if score.stderr is None]
+    assert len(measured) == math.ceil(0.1 * len(table.scores))
+    assert set(measured) <= set(exact.scores)
+    # The exact one, which cannot be gone on with, is kept.
+    assert read_sensitivity(run.paths.sensitivity.with_name("sensitivity.old1.csv")) == exact
+    again = Session(run.paths.root, hybrid.config)
+    assert steps.measure(again).scores == table.scores
+    assert "_loaded" not in vars(again)
+    assert planning.allocate(again)
+    # More memory or less is the same table.
+    assert steps.measure(changed(again, "sensitivity", checkpointing=True)).scores == table.scores

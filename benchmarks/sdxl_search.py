@@ -1,0 +1,91 @@
+"""What a sensitivity table would cost at SDXL's shape: single passes timed, the rest multiplied out and said so."""
+
+import time
+from collections.abc import Mapping
+
+import torch
+from rich.table import Table
+
+from benchmarks import sdxl
+from benchmarks.case import SIZES, random_unet
+from benchmarks.conversion import record_of, table_of
+from mixdq.evaluation.memory import peak_resident_bytes, reset_peak_resident, resident_bytes
+from mixdq.pipeline.generate import GenerationSpec
+from mixdq.pipeline.trace import DenoiserCall, Trace, TraceBatch, replay
+from mixdq.sensitivity.losses import Losses
+from mixdq.sensitivity.measure import EXACT_SHARE, METRIC_OF
+from mixdq.sensitivity.sketch import VECTORS_A_ROUND
+from mixdq.sensitivity.trial import TrialScorer, list_trials
+from mixdq.testing import tiny_sdxl_pipeline
+from mixdq.types.plan import ACTIVATION_CHOICES, WEIGHT_CHOICES
+
+GIB = 2**30
+PROMPTS, VECTORS = 4, 8
+"""What a table is made from by default: with four prompts eight vectors are enough."""
+
+
+def cost(size: str, side: int, *, checkpointing: bool = False) -> dict[str, float]:
+    """Return seconds and bytes for one prompt, measured, and the hours of whole tables for `PROMPTS`, extrapolated.
+
+    The decoder, through which the pictures' vectors go, is not part of it.
+    """
+    model = random_unet(*SIZES[size], torch.bfloat16)
+    layers = table_of(model)
+    arguments = sdxl.inputs(1, side, torch.bfloat16)
+    call = DenoiserCall(args=(), kwargs=arguments, output=torch.zeros(1, 4, side, side))
+    call = DenoiserCall(args=(), kwargs=arguments, output=replay(model, call))
+    pipe = tiny_sdxl_pipeline()
+    pipe.register_modules(unet=model)
+    batch = TraceBatch(first=0, count=1, embeddings={}, calls=(call,))
+    scorer = TrialScorer(
+        pipe=pipe,
+        denoiser=model,
+        layers={layer.name: layer for layer in layers},
+        record=record_of(layers),
+        trace=Trace(spec=GenerationSpec(), batches=(batch,), pictures=torch.zeros(1, 3, 8, 8)),
+        ssim_window=11,
+        symmetric=True,
+        rounding="nearest",
+    )
+    trials = list_trials(layers, WEIGHT_CHOICES, ACTIVATION_CHOICES, METRIC_OF)
+    probed = list_trials(layers, WEIGHT_CHOICES, ACTIVATION_CHOICES, dict.fromkeys(METRIC_OF, ("sqnr",)))
+    forward = _seconds(lambda: replay(model, call))
+    before = resident_bytes() or 0
+    reset_peak_resident()
+    losses = Losses(probed, scorer, "sqnr", checkpointing=checkpointing)
+    losses.add(2)
+    peak = peak_resident_bytes() or 0
+    one, three = (_seconds(lambda count=count: losses.add(count)) for count in (1, 3))
+    vector = (three - one) / 2
+    sketch = len(set(METRIC_OF.values())) * VECTORS / VECTORS_A_ROUND * (one + (VECTORS_A_ROUND - 1) * vector)
+    # Half of the blocks, on average, end before the layer that is measured begins.
+    exact = EXACT_SHARE * len(trials) * forward / 2
+    return {
+        "layers": len(layers),
+        "trials": len(trials),
+        "forward_seconds": forward,
+        "vector_seconds": vector,
+        "resident_before": before,
+        "peak_bytes": peak,
+        "published_hours": PROMPTS * len(trials) * forward / 3600,
+        "sketch_hours": PROMPTS * sketch / 3600,
+        "hybrid_hours": PROMPTS * (sketch + exact) / 3600,
+    }
+
+
+def shown(row: Mapping[str, float], size: str) -> Table:
+    """Return the numbers as a table."""
+    made = Table(title=f"SDXL's UNet, {size}, bfloat16, one prompt; hours are extrapolated to {PROMPTS}")
+    for name in ("", "value"):
+        made.add_column(name, justify="right" if name else "left")
+    for name, value in row.items():
+        bytes_ = name in ("resident_before", "peak_bytes")
+        made.add_row(name.replace("_", " "), f"{value / GIB:.2f} GiB" if bytes_ else f"{value:.4g}")
+    return made
+
+
+def _seconds(thing: object) -> float:
+    assert callable(thing)
+    started = time.perf_counter()
+    thing()
+    return time.perf_counter() - started
