@@ -1,7 +1,7 @@
 """Denoiser calls that begin where a layer does: blocks that were done before it give what they gave when recorded.
 
 What a layer does cannot reach a block that ended before the layer began. So a call with one layer changed comes out the
-same, bit for bit, with such blocks' recorded outputs in their place, for about half of the work on average.
+same, bit for bit, with such blocks' recorded outputs in their place, for the work of the blocks from there on.
 """
 
 import itertools
