@@ -74,8 +74,8 @@ def measure(
         exact_share: how many of the trials "hybrid" measures exactly, at most.
         checkpointing: whether backward passes save memory at the cost of time; see `pipeline.gradient`.
         resume: scores measured before with the same settings, and where each new one goes as soon as it is known; its
-            origin becomes the table's. Only the scores asked for are returned, whatever else it holds. Sketched ones are
-            known all together, metric by metric: a sketch that was interrupted is begun again, and gives the same.
+            origin becomes the table's. Only the scores asked for are returned, whatever else it holds. Sketched ones
+            are known all together, metric by metric: an interrupted sketch is begun again, and gives the same.
         progress: told after each trial.
 
     Raises:

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.grad import conv2d_weight
+from torch.nn.functional import unfold
 
 from mixdq.errors import ConfigError, NonFiniteError
 from mixdq.quant.simulate import QuantizableLayer
@@ -104,21 +104,16 @@ def row_gradients(module: QuantizableLayer, x: Tensor, grad_output: Tensor) -> T
         return torch.bmm(
             grad_output.reshape(len(x), -1, module.out_features).mT, x.reshape(len(x), -1, module.in_features)
         )
-    shape = list(module.weight.shape)
-    return torch.stack(
-        [
-            conv2d_weight(  # type: ignore[no-untyped-call]
-                _padded(module, x[row : row + 1]),
-                shape,
-                grad_output[row : row + 1],
-                module.stride,
-                0,
-                module.dilation,
-                module.groups,
-            )
-            for row in range(len(x))
-        ]
-    )
+    rows = []
+    for one, grad in zip(torch.split(x, 1), torch.split(grad_output, 1), strict=True):
+        columns = unfold(_padded(module, one), module.kernel_size, module.dilation, stride=module.stride)
+        # A group's output channels see the group's own input channels: [groups, out, pixels] x [groups, pixels, in].
+        products = torch.bmm(
+            grad.reshape(module.groups, -1, columns.shape[-1]),
+            columns.reshape(module.groups, -1, columns.shape[-1]).mT,
+        )
+        rows.append(products.reshape(module.weight.shape))
+    return torch.stack(rows)
 
 
 @contextmanager
