@@ -64,12 +64,18 @@ class NonFiniteError(MixDQError):
 
 
 class InfeasibleBudgetError(MixDQError):
-    """No assignment of bits meets the budget; `least` and `greatest` (in the budget's unit) are possible."""
+    """No assignment of bits meets the budget; `least` and `greatest` (in the budget's unit) are possible.
 
-    def __init__(self, message: str, *, least: float, greatest: float) -> None:
+    Where there are several budgets, `reach` maps the name of each to both.
+    """
+
+    def __init__(
+        self, message: str, *, least: float, greatest: float, reach: Mapping[str, tuple[float, float]] | None = None
+    ) -> None:
         super().__init__(message)
         self.least = least
         self.greatest = greatest
+        self.reach = dict(reach or {})
 
 
 class PlanError(MixDQError):

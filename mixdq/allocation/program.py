@@ -11,9 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import Bounds, LinearConstraint, milp
-from scipy.sparse import csr_array
 
+from mixdq.allocation.highs import Row, best_columns
 from mixdq.errors import InfeasibleBudgetError, NonFiniteError
 
 Scores = Mapping[str, Mapping[int, float]]
@@ -22,9 +21,7 @@ Costs = Mapping[str, Mapping[int, float]]
 SLACK = 1e-9
 """Share of itself by which a budget may be overstepped and still counts as met: the rounding of a float sum."""
 
-_OPTIMAL, _INFEASIBLE = 0, 2
 _OBJECTIVE_SPAN = 1e6
-_WHOLE_LIMIT = 2**50
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,49 +137,10 @@ def _best(values: Scores, costs: Costs, upper: float, lower: float | None) -> di
     """Return the best bits by HiGHS, or None where no assignment lies within the limits."""
     layers = sorted(values)
     columns = [(row, layer, bits) for row, layer in enumerate(layers) for bits in sorted(values[layer])]
-    # HiGHS stops at an absolute gap of 1e-6 and meets rows within 1e-6: both sides are scaled to make that negligible.
     # A layer's least score is a constant of the problem, so only what a width gains over it enters.
     gains = np.array([values[layer][bits] - min(values[layer].values()) for _, layer, bits in columns])
     span = gains.max()
     objective = gains / span * _OBJECTIVE_SPAN if span > 0 else gains
-    weights, upper, lower = _scaled([costs[layer][bits] for _, layer, bits in columns], upper, lower)
-    ones = csr_array(
-        (np.ones(len(columns)), ([row for row, _, _ in columns], range(len(columns)))),
-        shape=(len(layers), len(columns)),
-    )
-    while True:
-        result = milp(
-            -objective,
-            integrality=np.ones(len(columns), dtype=np.int64),
-            bounds=Bounds(0, 1),
-            constraints=[
-                LinearConstraint(ones, 1, 1),
-                LinearConstraint(weights[None, :], -np.inf if lower is None else lower, upper),
-            ],
-            options={"mip_rel_gap": 0.0},
-        )
-        if result.status == _INFEASIBLE:
-            return None
-        if result.status != _OPTIMAL:
-            raise RuntimeError(f"HiGHS ended with status {result.status}: {result.message}")
-        assert result.x is not None
-        taken = np.flatnonzero(result.x > 0.5)
-        assert len(taken) == len(layers)
-        cost = math.fsum(weights[taken])
-        if cost <= upper:
-            return {columns[i][1]: columns[i][2] for i in taken}
-        upper = cost - 2e-6  # overstepped within HiGHS' tolerance: forbid that cost and everything above
-
-
-def _scaled(costs: list[float], upper: float, lower: float | None) -> tuple[np.ndarray, float, float | None]:
-    """Return the budget row in units that HiGHS' absolute tolerance cannot blur.
-
-    Whole costs are divided by their common divisor and limited half a unit off the last whole number allowed, which
-    makes the row exact; others are taken in units of the least.
-    """
-    if all(cost == int(cost) for cost in costs) and sum(costs) < _WHOLE_LIMIT:
-        unit = math.gcd(*(int(cost) for cost in costs))
-        whole = np.array([int(cost) // unit for cost in costs], dtype=np.float64)
-        return whole, math.floor(upper / unit) + 0.5, None if lower is None else math.ceil(lower / unit) - 0.5
-    unit_cost = min(costs)
-    return np.array(costs) / unit_cost, upper / unit_cost, None if lower is None else lower / unit_cost
+    spent = np.array([costs[layer][bits] for _, layer, bits in columns], dtype=np.float64)
+    found = best_columns(-objective, [row for row, _, _ in columns], [Row(costs=spent, upper=upper, lower=lower)])
+    return None if found is None else {columns[i][1]: columns[i][2] for i in found.taken}

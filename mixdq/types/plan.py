@@ -70,9 +70,10 @@ class Budget:
     """What an allocation may spend, and on what (arXiv 2405.17873, integer programming).
 
     Attributes:
-        weight_bits: greatest mean bits a weight element, kept and protected layers counted; None where bytes say it.
+        weight_bits: greatest mean bits a weight element, kept and protected layers counted; None where it is not asked.
         activation_bits: greatest mean bits an input element; 16 leaves every activation in floating point.
-        weight_bytes: greatest bytes of all packed weights with scales and zero points; None where mean bits say it.
+        weight_bytes: greatest bytes of all packed weights with scales and zero points; None where it is not asked.
+        latency_ms: greatest milliseconds of one denoiser call for one picture; None where it is not asked.
         weight_choices, activation_choices: the candidate widths of each group.
         protect: share of each group's layers, the most sensitive, whose activations stay in floating point.
         keep: names of layers left wholly in floating point.
@@ -81,14 +82,15 @@ class Budget:
     weight_bits: float | None = None
     activation_bits: float = 8.0
     weight_bytes: int | None = None
+    latency_ms: float | None = None
     weight_choices: Mapping[Group, tuple[int, ...]] = field(default_factory=lambda: dict(WEIGHT_CHOICES))
     activation_choices: Mapping[Group, tuple[int, ...]] = field(default_factory=lambda: dict(ACTIVATION_CHOICES))
     protect: float = 0.01
     keep: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if (self.weight_bits is None) == (self.weight_bytes is None):
-            raise ValueError("a budget names either weight_bits or weight_bytes")
+        if self.weight_bits is None and self.weight_bytes is None and self.latency_ms is None:
+            raise ValueError("a budget names weight_bits, weight_bytes or latency_ms")
         if not 0.0 <= self.protect <= 1.0:
             raise ValueError(f"protect = {self.protect} is not a share between 0 and 1")
         for choices in (self.weight_choices, self.activation_choices):

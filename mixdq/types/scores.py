@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from mixdq.types.layers import Group
 from mixdq.types.plan import check_bits
 
 Role = Literal["weight", "activation"]
@@ -56,3 +57,24 @@ class SensitivityTable:
             if score.role == role and score.metric == metric:
                 out.setdefault(score.layer, {})[score.num_bits] = score.value
         return out
+
+
+@dataclass(frozen=True, kw_only=True)
+class ErrorModel:
+    """How the losses of single layers add up to the error e = 1 - SSIM of a picture: e / (1 - e) = sum weight * loss.
+
+    Attributes:
+        weights: of each group and role; a loss is 1 - SSIM of content layers, 10^(-SQNR/10) of quality layers.
+        plans: how many whole plans were measured to find them.
+        correlation: Spearman's, between measured errors and those foretold for plans left out of the fit.
+    """
+
+    weights: Mapping[Group, Mapping[Role, float]]
+    plans: int
+    correlation: float
+
+    def __post_init__(self) -> None:
+        for group, roles in self.weights.items():
+            for role, weight in roles.items():
+                if not (math.isfinite(weight) and weight > 0):
+                    raise ValueError(f"{group} {role}: weight {weight} is not a positive number")

@@ -59,8 +59,7 @@ def test_layer_table_finds_layers_by_name_and_refuses_doubles() -> None:
 @pytest.mark.parametrize(
     "wrong",
     [
-        {},
-        {"weight_bits": 4.0, "weight_bytes": 1},
+        {"activation_bits": 8.0},
         {"weight_bits": 4.0, "protect": 1.5},
         {"weight_bits": 4.0, "weight_choices": {"content": ()}},
         {"weight_bits": 4.0, "activation_choices": {"content": (9,)}},
