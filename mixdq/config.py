@@ -88,33 +88,63 @@ class SensitivityConfig(_Section):
 
 
 class AllocationConfig(_Section):
-    """What may be spent. Of `weight_bits` and `weight_bytes` one is given; without either, 4 bits."""
+    """What may be spent, and how the best way to spend it is found.
 
+    Without a budget for weights or time, 4 bits. "split" is the published way: a program for each group, for weights
+    and for activations, swept over the share of content against quality, under `weight_bits` or `weight_bytes`; the
+    pictures decide. "joint" is one program for everything, under any budgets together, `latency_ms` of one denoiser
+    call among them; 16 bits are a candidate of every activation there, so `protect`, `ratios` and `max_plans` do not
+    count, and the objective is "linear" unless it is "calibrated", by the pictures of `fit_plans` whole plans.
+    """
+
+    program: Literal["split", "joint"] = "split"
     weight_bits: Bits | None = None
     weight_bytes: Positive | None = None
+    latency_ms: Annotated[float, Field(gt=0)] | None = None
     activation_bits: Bits = 8.0
     weight_choices: Choices = dict(WEIGHT_CHOICES)
     activation_choices: Choices = dict(ACTIVATION_CHOICES)
     protect: float = Field(default=0.01, ge=0, le=1)
     keep: tuple[str, ...] = Field(default=(), strict=False)
-    objective: Literal["raw", "linear"] = "raw"
+    objective: Literal["raw", "linear", "calibrated"] = "raw"
+    fit_plans: Annotated[int, Field(ge=8)] = 32
     ratios: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(strict=False, min_length=1)] | None = None
     max_plans: Positive = 12
 
     @model_validator(mode="before")
     @classmethod
-    def _one_weight_budget(cls, data: Any) -> Any:
-        if isinstance(data, Mapping) and data.get("weight_bits") is None and data.get("weight_bytes") is None:
-            return {**data, "weight_bits": 4.0}
-        return data
+    def _defaults(cls, data: Any) -> Any:
+        if not isinstance(data, Mapping):
+            return data
+        given = {name for name in ("weight_bits", "weight_bytes", "latency_ms") if data.get(name) is not None}
+        missing: dict[str, Any] = {} if given else {"weight_bits": 4.0}
+        if "latency_ms" in given:
+            # Time alone decides, unless bits are limited too.
+            missing["activation_bits"] = float(FLOAT_BITS)
+        if data.get("program") == "joint":
+            missing["objective"] = "linear"
+        return {**missing, **{name: value for name, value in data.items() if value is not None}}
 
     @model_validator(mode="after")
     def _agrees(self) -> Self:
-        if self.weight_bits is not None and self.weight_bytes is not None:
-            raise ValueError("weight_bits and weight_bytes are both given: expected one of them")
+        if self.program == "split":
+            self._check_split()
+        elif self.objective == "raw":
+            raise ValueError(
+                "objective = 'raw' beside program = 'joint': decibels and SSIM do not add up; "
+                "take 'linear' or 'calibrated'"
+            )
         for name, choices in (("weight_choices", self.weight_choices), ("activation_choices", self.activation_choices)):
             if set(choices) != set(GROUPS):
                 raise ValueError(f"{name} names {sorted(choices)}: expected widths for both {' and '.join(GROUPS)}")
+        return self
+
+    def _check_split(self) -> None:
+        if self.weight_bits is not None and self.weight_bytes is not None:
+            raise ValueError("weight_bits and weight_bytes are both given: expected one of them, or program = 'joint'")
+        if self.latency_ms is not None or self.objective == "calibrated":
+            asked = "latency_ms" if self.latency_ms is not None else "objective = 'calibrated'"
+            raise ValueError(f"{asked} needs program = 'joint'; this run's program is 'split'")
         floating = self.weight_bits == FLOAT_BITS or any(
             FLOAT_BITS in widths for widths in self.weight_choices.values()
         )
@@ -124,13 +154,13 @@ class AllocationConfig(_Section):
                 f"the input of a floating-point weight. Set activation_bits = {FLOAT_BITS}, take {FLOAT_BITS} from the "
                 "weights, or name the layers to leave alone in keep"
             )
-        return self
 
     def budget(self, names: Iterable[str]) -> Budget:
         """Return the budget for a model with layers of these names; ConfigError where a pattern matches none."""
         return Budget(
             weight_bits=self.weight_bits,
             weight_bytes=self.weight_bytes,
+            latency_ms=self.latency_ms,
             activation_bits=self.activation_bits,
             weight_choices=self.weight_choices,
             activation_choices=self.activation_choices,

@@ -94,10 +94,10 @@ def choose_options(
     tight = [limit for limit in limits if limit.most < reach[limit.name][1] * limit.unit]
     options: dict[Unit, Option] = {}
     bound = 0.0
-    for units in _components(losses, tight, pairs):
-        connected = {both: terms for both, terms in pairs.items() if both[0] in units}
+    for units in connected(losses, tight, pairs):
+        tied = {both: terms for both, terms in pairs.items() if both[0] in units}
         lines = [limit for limit in tight if any(unit in limit.costs for unit in units)]
-        solved = _solve({unit: losses[unit] for unit in units}, lines, connected, gap)
+        solved = _solve({unit: losses[unit] for unit in units}, lines, tied, gap)
         if isinstance(solved, dict):
             raise _together(limits, reach | solved)
         options |= solved[0]
@@ -129,10 +129,10 @@ def _check(losses: Losses[Unit, Option], limits: Sequence[Limit[Unit, Option]], 
             )
 
 
-def _components(
+def connected(
     losses: Losses[Unit, Option], limits: Sequence[Limit[Unit, Option]], pairs: PairLosses[Unit, Option]
 ) -> list[dict[Unit, None]]:
-    """Return the units in groups that share no budget in which they differ, and no pair."""
+    """Return the units in groups that share no budget and no pair: each group is a program of its own."""
     group = {unit: {unit: None} for unit in losses}
 
     def join(units: Sequence[Unit]) -> None:

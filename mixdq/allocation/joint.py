@@ -157,11 +157,13 @@ def _widths(layer: LayerSpec, budget: Budget) -> list[LayerBits]:
     if layer.name in budget.keep:
         return [LayerBits(weight=FLOAT_BITS, activation=FLOAT_BITS)]
     weights: set[int] = set(budget.weight_choices[layer.group])
-    if budget.weight_bits is not None and budget.weight_bits >= FLOAT_BITS:
-        weights = {FLOAT_BITS}
     activations = {*budget.activation_choices[layer.group], FLOAT_BITS}
-    if budget.activation_bits >= FLOAT_BITS:
-        activations = {FLOAT_BITS}
+    if budget.latency_ms is None:
+        # Without a limit nothing is gained by fewer bits.
+        if budget.weight_bits is not None and budget.weight_bits >= FLOAT_BITS:
+            weights = {FLOAT_BITS}
+        if budget.activation_bits >= FLOAT_BITS:
+            activations = {FLOAT_BITS}
     pairs = {(w, a) for w in weights for a in activations if w < FLOAT_BITS or a == FLOAT_BITS}
     return [LayerBits(weight=w, activation=a) for w, a in sorted(pairs, reverse=True)]
 

@@ -24,6 +24,7 @@ VERBS: dict[str, str] = {
     "inspect": "List the quantizable layers of a model; begins a run folder.",
     "calibrate": "Find activation ranges and BOS rows on prompts.",
     "sensitivity": "Measure what each layer costs at each width.",
+    "fit": "Find on whole plans how the losses of layers add up to a picture's error.",
     "allocate": "Find the best bits for every layer within the budget.",
     "choose": "Score the found plans on pictures and keep the best.",
     "apply": "Quantize the model by the chosen plan and save it.",

@@ -10,6 +10,15 @@ RunArgument = Annotated[Path, typer.Argument(help="The run folder.", metavar="RU
 Output = Annotated[Path, typer.Option("-o", "--output", help="The run folder; made if absent.")]
 WeightBits = Annotated[float | None, typer.Option(help="Greatest mean bits of a weight (default 4).")]
 WeightMib = Annotated[float | None, typer.Option(help="Greatest size of all packed weights in MiB, instead of bits.")]
+LatencyMs = Annotated[
+    float | None, typer.Option(help="Greatest milliseconds of one denoiser call, as `benchmark --layers` measured.")
+]
+Program = Annotated[
+    str | None, typer.Option(help="split: four programs and a sweep, as published (default); joint: one for all.")
+]
+Objective = Annotated[
+    str | None, typer.Option(help="raw (split's default), linear (joint's default), or calibrated (see mixdq fit).")
+]
 ActivationBits = Annotated[float | None, typer.Option(help="Greatest mean bits of an activation (default 8).")]
 Prompts = Annotated[Path | None, typer.Option(help="A UTF-8 file of prompts, one a line.")]
 Steps = Annotated[int | None, typer.Option(help="Denoising steps (default 1).")]

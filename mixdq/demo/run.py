@@ -176,7 +176,7 @@ def _plan(
         table,
         scores,
         allocation.budget(layer.name for layer in table),
-        objective=allocation.objective,
+        objective="raw" if allocation.objective == "raw" else "linear",
         metric_of=SQNR_ALONE if recipe.method == "mixdq-sqnr" else DECOUPLED,
         max_plans=allocation.max_plans,
         symmetric=session.config.conversion.symmetric,

@@ -42,7 +42,7 @@ def sensitivity_plot(sensitivity: SensitivityTable, table: LayerTable, role: Rol
     figure = Figure(figsize=(4.3 * columns, 3.1 * rows), layout="constrained")
     for index, (group, metric, by_bits) in enumerate(panels):
         axes = figure.add_subplot(rows, columns, index + 1)
-        _style(axes, theme)
+        style(axes, theme)
         _sensitivity_panel(axes, metric, by_bits, theme)
         count = max(len(values) for values in by_bits.values())
         axes.set_title(f"{group}: {count} layers", loc="left", fontsize=10, fontweight="bold", color=theme.ink)
@@ -96,7 +96,7 @@ def pareto_plot(
         return None
     figure = Figure(figsize=(5.4, 3.7), layout="constrained")
     axes = figure.add_subplot()
-    _style(axes, theme)
+    style(axes, theme)
     front = _front([(x, y) for _, x, y in drawn])
     axes.plot(*zip(*front, strict=True), color=theme.muted, linewidth=1.2, linestyle="--", zorder=1)
     methods = list(dict.fromkeys(e.method for e, _, _ in drawn))
@@ -131,7 +131,8 @@ def _front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     return front
 
 
-def _style(axes: Axes, theme: Theme) -> None:
+def style(axes: Axes, theme: Theme) -> None:
+    """Give a plot the theme's lines and letters."""
     axes.set_facecolor("none")
     for side, spine in axes.spines.items():
         spine.set_visible(side in ("left", "bottom"))

@@ -1,7 +1,7 @@
 """The choice among the plans of a sweep, by the pictures that each makes (arXiv 2405.17873, integer programming)."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from mixdq.errors import ConfigError, NonFiniteError
 from mixdq.metrics.base import METRICS, Metric
@@ -48,10 +48,49 @@ def choose(
     if not plans:
         raise ConfigError("no plan to choose from; allocate first")
     judge = METRICS[metric] if isinstance(metric, str) else metric
-    denoiser = family.denoiser(pipe)
-    trace = record_calls(pipe, family, prompts, spec, batch_size=batch_size)
     scores: list[tuple[str, float]] = []
     progress(0, len(plans), "choice")
+    for pair in score_plans(
+        pipe,
+        family,
+        table,
+        record,
+        plans,
+        prompts,
+        spec,
+        judge=judge,
+        symmetric=symmetric,
+        rounding=rounding,
+        activations=activations,
+        batch_size=batch_size,
+    ):
+        scores.append(pair)
+        progress(len(scores), len(plans), "choice")
+    sign = 1.0 if judge.higher_is_better else -1.0
+    # max keeps the first of equals.
+    best = max(range(len(plans)), key=lambda index: sign * scores[index][1])
+    log.info("chose plan %s of %d: %s %.6g", plans[best].name, len(plans), judge.name, scores[best][1])
+    return plans[best], scores
+
+
+def score_plans(
+    pipe: Pipeline,
+    family: ModelFamily,
+    table: LayerTable,
+    record: CalibrationRecord,
+    plans: Sequence[BitPlan],
+    prompts: Sequence[str],
+    spec: GenerationSpec,
+    *,
+    judge: Metric,
+    symmetric: bool = True,
+    rounding: str = "nearest",
+    activations: Activations = "static",
+    batch_size: int = 8,
+) -> Iterator[tuple[str, float]]:
+    """Yield each plan's name and score, in order, as soon as it is known; arguments and errors as of `choose`."""
+    denoiser = family.denoiser(pipe)
+    trace = record_calls(pipe, family, prompts, spec, batch_size=batch_size)
     for plan in plans:
         with simulated_plan(
             denoiser, table, plan.layers, record, symmetric=symmetric, rounding=rounding, activations=activations
@@ -61,11 +100,5 @@ def choose(
             score = judge(trace.pictures, pictures, prompts)
         except NonFiniteError as error:
             raise NonFiniteError(f"plan {plan.name}: its pictures hold NaN or infinity", where=plan.name) from error
-        scores.append((plan.name, score))
         log.debug("plan %s: %s %.6g", plan.name, judge.name, score)
-        progress(len(scores), len(plans), "choice")
-    sign = 1.0 if judge.higher_is_better else -1.0
-    # max keeps the first of equals.
-    best = max(range(len(plans)), key=lambda index: sign * scores[index][1])
-    log.info("chose plan %s of %d: %s %.6g", plans[best].name, len(plans), judge.name, scores[best][1])
-    return plans[best], scores
+        yield plan.name, score

@@ -1,20 +1,27 @@
-"""The allocation step: from the tables on file to the plans of a sweep. Needs no model and no torch."""
+"""The allocation step: from the tables on file to the plans of a sweep, or to one plan. Needs no model and no torch."""
 
 import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from mixdq.allocation import sweep
-from mixdq.config import RunConfig
+from mixdq.allocation import joint, sweep
+from mixdq.config import AllocationConfig, RunConfig
 from mixdq.errors import ArtifactError
 from mixdq.store.artifact import digest_of, digest_of_file, expect_origin
+from mixdq.store.latency_file import read_latency
+from mixdq.store.objective_file import read_objective
 from mixdq.store.plan_file import read_plan, write_plan
 from mixdq.store.table_file import read_layers, read_sensitivity
+from mixdq.types.layers import LayerTable
 from mixdq.types.plan import BitPlan
 from mixdq.types.scores import SensitivityTable
 from mixdq.workflow.session import Session, prompts_digest
 from mixdq.workflow.settings import generation_of, sensitivity_prompts
+
+OBJECTIVE, LATENCY = "objective.json", "latency.json"
+"""Files of a run: how losses add up to a picture's error; milliseconds of every layer."""
 
 
 def allocate(session: Session, *, own: bool = True) -> list[BitPlan]:
@@ -26,11 +33,8 @@ def allocate(session: Session, *, own: bool = True) -> list[BitPlan]:
     """
     paths = session.paths
     origin = plans_origin(session.config, paths.sensitivity)
-    remeasure = f"mixdq sensitivity {paths.root}"
-    with session.advising(paths.sensitivity, remeasure):
-        scores = read_sensitivity(paths.sensitivity)
     # Here too where the plans are up to date with their table: the table itself may not be.
-    expect_origin(paths.sensitivity, scores.origin, sensitivity_origin(session), remeasure)
+    scores = scores_of(session)
     return session.resolve(
         paths.plans,
         command="mixdq allocate",
@@ -47,8 +51,20 @@ def plans_origin(config: RunConfig, sensitivity: Path) -> dict[str, str]:
         raise ArtifactError(f"{sensitivity}: there is no such file; `mixdq sensitivity {sensitivity.parent}` makes it")
     return {
         "sensitivity": digest_of_file(sensitivity),
-        "allocation": digest_of(config.allocation.model_dump(mode="json")),
+        "allocation": digest_of(_settings(config.allocation)),
+        **({"objective": _digest_of(sensitivity.with_name(OBJECTIVE), "fit")} if calibrated(config) else {}),
+        **({"latency": _digest_of(sensitivity.with_name(LATENCY), "benchmark --layers")} if timed(config) else {}),
     }
+
+
+def calibrated(config: RunConfig) -> bool:
+    """Return whether plans are made with an error model, which objective.json holds."""
+    return config.allocation.objective == "calibrated"
+
+
+def timed(config: RunConfig) -> bool:
+    """Return whether plans are made under a budget of time, which needs latency.json."""
+    return config.allocation.latency_ms is not None
 
 
 def sensitivity_origin(session: Session) -> dict[str, str]:
@@ -100,19 +116,80 @@ def read_plans(folder: Path) -> tuple[list[BitPlan], Mapping[str, str]]:
     return plans, plans[0].origin
 
 
-def _make(session: Session, scores: SensitivityTable, origin: Mapping[str, str]) -> list[BitPlan]:
-    paths, config = session.paths, session.config
-    with session.advising(paths.layers, f"mixdq inspect {config.model.path} -o {paths.root}"):
-        table = read_layers(paths.layers)
-    found = sweep.allocate(
+def _settings(allocation: AllocationConfig) -> dict[str, Any]:
+    """Return the settings that plans depend on; what came later counts only where it is not as it was before."""
+    later = AllocationConfig().model_dump(mode="json", include={"program", "latency_ms", "fit_plans"})
+    settings = allocation.model_dump(mode="json")
+    return {name: value for name, value in settings.items() if name not in later or value != later[name]}
+
+
+def _digest_of(path: Path, verb: str) -> str:
+    if not path.exists():
+        first, *options = verb.split()
+        raise ArtifactError(
+            f"{path}: there is no such file; `{' '.join(['mixdq', first, str(path.parent), *options])}` makes it"
+        )
+    return digest_of_file(path)
+
+
+def scores_of(session: Session) -> SensitivityTable:
+    """Return the run's sensitivity table; ArtifactError where it is missing, damaged or stale."""
+    path, remeasure = session.paths.sensitivity, f"mixdq sensitivity {session.paths.root}"
+    with session.advising(path, remeasure):
+        scores = read_sensitivity(path)
+    expect_origin(path, scores.origin, sensitivity_origin(session), remeasure)
+    return scores
+
+
+def _table(session: Session) -> LayerTable:
+    paths = session.paths
+    with session.advising(paths.layers, f"mixdq inspect {session.config.model.path} -o {paths.root}"):
+        return read_layers(paths.layers)
+
+
+def joint_program(session: Session, scores: SensitivityTable) -> joint.JointProgram:
+    """Return the joint program of a run, with its error model and its latency table where the settings name them."""
+    root, config, table = session.paths.root, session.config, _table(session)
+    error_model = latency = None
+    if calibrated(config):
+        path, again = root / OBJECTIVE, f"mixdq fit {root}"
+        with session.advising(path, again):
+            objective = read_objective(path)
+        expect_origin(path, objective.origin, {"sensitivity": digest_of_file(session.paths.sensitivity)}, again)
+        if objective.model is None:
+            raise ArtifactError(f"{path}: only {len(objective.errors)} plans are measured; `{again}` goes on")
+        error_model = objective.model
+    if timed(config):
+        path, again = root / LATENCY, f"mixdq benchmark {root} --layers"
+        with session.advising(path, again):
+            latency = read_latency(path)
+        expect_origin(path, latency.origin, {"layers": session.layers_digest(table)}, again)
+    return joint.build_program(
         table,
         scores,
         config.allocation.budget(layer.name for layer in table),
-        objective=config.allocation.objective,
-        ratios=config.allocation.ratios,
-        max_plans=config.allocation.max_plans,
+        error_model=error_model,
+        latency=latency,
         symmetric=config.conversion.symmetric,
-        origin=origin,
     )
+
+
+def _make(session: Session, scores: SensitivityTable, origin: Mapping[str, str]) -> list[BitPlan]:
+    paths, config = session.paths, session.config
+    if config.allocation.program == "joint":
+        program = joint_program(session, scores)
+        found = [program.plan(program.solve(), "plan-01", origin)]
+    else:
+        table = _table(session)
+        found = sweep.allocate(
+            table,
+            scores,
+            config.allocation.budget(layer.name for layer in table),
+            objective="raw" if config.allocation.objective == "raw" else "linear",
+            ratios=config.allocation.ratios,
+            max_plans=config.allocation.max_plans,
+            symmetric=config.conversion.symmetric,
+            origin=origin,
+        )
     write_plans(paths.plans, found)
     return found

@@ -73,21 +73,38 @@ def with_budget(
     weight_bits: float | None = None,
     activation_bits: float | None = None,
     weight_mib: float | None = None,
+    latency_ms: float | None = None,
+    program: str | None = None,
+    objective: str | None = None,
 ) -> RunConfig:
     """Return the settings with another budget; what is None stays as it was.
 
+    Bits, MiB and milliseconds take the place of those that there were, all of them. Only the joint program knows
+    milliseconds and several of them, and is taken for those unless `program` says otherwise.
+
     Raises:
-        ConfigError: both weight budgets are given, or one is out of range.
+        ConfigError: both weight budgets are given to the split program, or one is out of range.
     """
-    if weight_bits is not None and weight_mib is not None:
-        raise ConfigError("both weight bits and weight MiB are given: expected one of them")
+    budgets = {"weight_bits": weight_bits, "weight_bytes": weight_mib, "latency_ms": latency_ms}
+    if latency_ms is not None:
+        program = program or "joint"
     base = config.model_dump(mode="python", exclude_none=True)
     allocation = base["allocation"]
-    if weight_bits is not None:
-        allocation.pop("weight_bytes", None)
-    if weight_mib is not None:
-        allocation.pop("weight_bits", None)
+    if weight_bits is not None and weight_mib is not None and (program or allocation["program"]) == "split":
+        raise ConfigError("both weight bits and weight MiB are given: expected one of them, or the joint program")
+    if any(value is not None for value in budgets.values()):
+        if latency_ms is not None or "latency_ms" in allocation:
+            # Its default goes with milliseconds.
+            del allocation["activation_bits"]
+        for name in budgets:
+            allocation.pop(name, None)
+    if program is not None and program != allocation["program"]:
+        # Each program has its own default.
+        del allocation["objective"]
     given = {
+        "program": program,
+        "objective": objective,
+        "latency_ms": latency_ms,
         "weight_bits": weight_bits,
         "activation_bits": activation_bits,
         "weight_bytes": None if weight_mib is None else int(weight_mib * 2**20),

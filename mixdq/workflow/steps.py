@@ -23,9 +23,9 @@ from mixdq.types.evaluation import Evaluation
 from mixdq.types.layers import Group, LayerTable
 from mixdq.types.plan import BitPlan
 from mixdq.types.receipt import Receipt
-from mixdq.types.scores import SensitivityTable
+from mixdq.types.scores import ErrorModel, SensitivityTable
 from mixdq.types.tensors import CalibrationRecord
-from mixdq.workflow import planning, variants
+from mixdq.workflow import objective, planning, variants
 from mixdq.workflow.doctor import check_backend_works
 from mixdq.workflow.fitting import ARCHITECTURE, TRANSFERRED, architecture_digest
 from mixdq.workflow.reporting import CHOICE, report
@@ -195,6 +195,11 @@ def measure(session: Session, *, metric_of: dict[Group, tuple[str, ...]] | None 
         )
 
 
+def fit(session: Session, *, own: bool = True) -> ErrorModel:
+    """Return how losses add up to a picture's error, written to objective.json plan by plan."""
+    return objective.fit(session, inspect(session, own=False), calibrate(session, own=False), own=own)
+
+
 def choose(session: Session, *, own: bool = True) -> BitPlan:
     """Return the plan whose pictures are best, written to plan.toml.
 
@@ -229,6 +234,8 @@ def measure_first(session: Session) -> None:
     """Bring the sensitivity table up to date where everything was asked for."""
     if session.everything:
         measure(session)
+        if planning.calibrated(session.config):
+            fit(session, own=False)
 
 
 def choose_among(session: Session, plans: list[BitPlan], path: Path, *, own: bool = True) -> BitPlan:

@@ -1,7 +1,11 @@
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 
+from mixdq.types.latency import LatencyTable
 from mixdq.types.layers import LayerSpec, LayerTable
+from mixdq.types.plan import LayerBits
 from mixdq.types.scores import Score, SensitivityTable
 
 
@@ -48,3 +52,21 @@ def table() -> LayerTable:
 @pytest.fixture(scope="session")
 def sensitivity(table) -> SensitivityTable:
     return make_scores(table)
+
+
+@pytest.fixture(scope="session")
+def latencies() -> Callable[..., LatencyTable]:
+    """The function that gives milliseconds for every pair of widths of a table's layers."""
+
+    def make(table: LayerTable, seed: int = 0) -> LatencyTable:
+        rng = np.random.default_rng(seed)
+        pairs = [LayerBits(weight=w, activation=a) for w in (2, 4, 8, 16) for a in (4, 8, 16) if w < 16 or a == 16]
+        return LatencyTable(
+            layers={
+                layer.name: {str(bits): float(rng.uniform(0.5, 1.5) * bits.weight * bits.activation) for bits in pairs}
+                for layer in table
+            },
+            rest=7.0,
+        )
+
+    return make
