@@ -80,7 +80,10 @@ def test_pattern_that_matches_nothing_names_the_nearest() -> None:
         (LEAST + "[allocation]\nweight_choices = {content = [4]}", "expected widths for both content and quality"),
         (LEAST + "[allocation]\nweight_choices = {content = [9], quality = [4]}", "9 bits: expected 2 to 8"),
         (LEAST + "[allocation]\nweight_choices = {content = [], quality = [4]}", "weight_choices.content"),
-        (LEAST + "[allocation]\nobjective = 'log'", "allocation.objective: expected 'raw', 'linear' or 'calibrated', got 'log'"),
+        (
+            LEAST + "[allocation]\nobjective = 'log'",
+            "allocation.objective: expected 'raw', 'linear' or 'calibrated', got 'log'",
+        ),
         (LEAST + "[allocation]\nweight_bits = 16", "activation_bits = 8 beside weights of 16 bits"),
         (LEAST + "[allocation]\nweight_choices = {content = [4], quality = [8, 16]}", "Set activation_bits = 16"),
         (LEAST + "[sensitivity]\nssim_window = 4", "its width is odd"),

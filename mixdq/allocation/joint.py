@@ -124,7 +124,7 @@ def build_program(
     unknown = sorted(set(budget.keep) - {layer.name for layer in table})
     if unknown:
         raise ConfigError(f"keep: {table.model!r} has no layer {unknown[0]!r} ({len(unknown)} such names)")
-    widths = {layer.name: _widths(layer, budget) for layer in table}
+    widths = {layer.name: candidates(layer, budget) for layer in table}
     losses = {
         role: _losses(table, sensitivity, role, widths, metric_of, error_model) for role in ("weight", "activation")
     }
@@ -152,7 +152,7 @@ def build_program(
     )
 
 
-def _widths(layer: LayerSpec, budget: Budget) -> list[LayerBits]:
+def candidates(layer: LayerSpec, budget: Budget) -> list[LayerBits]:
     """Return what a layer can have, widest first; no kernel quantizes the input of a floating-point weight."""
     if layer.name in budget.keep:
         return [LayerBits(weight=FLOAT_BITS, activation=FLOAT_BITS)]

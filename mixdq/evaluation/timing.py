@@ -38,14 +38,15 @@ def time_pictures(
         make()
     seconds = []
     for _ in range(repeats):
-        _wait_for_device()
+        wait_for_device()
         start = clock()
         make()
-        _wait_for_device()
+        wait_for_device()
         seconds.append((clock() - start) / pictures)
     return Timing(seconds_per_picture=tuple(seconds))
 
 
-def _wait_for_device() -> None:
+def wait_for_device() -> None:
+    """Return when a GPU, where torch has one in use, has done all it was given."""
     if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.synchronize()

@@ -92,6 +92,21 @@ def sensitivity_origin(session: Session) -> dict[str, str]:
     }
 
 
+def latency_origin(session: Session, table: LayerTable) -> dict[str, str]:
+    """Return what the latency table of a run must have been made from."""
+    config = session.config
+    return {
+        "layers": session.layers_digest(table),
+        "settings": digest_of(
+            [
+                config.allocation.model_dump(mode="json", include={"weight_choices", "activation_choices", "keep"}),
+                config.conversion.model_dump(mode="json"),
+                generation_of(config),
+            ]
+        ),
+    }
+
+
 def write_plans(folder: Path, plans: Sequence[BitPlan]) -> None:
     """Write the plans into a folder of their own, whole or not at all; what was there before is replaced."""
     partial, old = folder.with_name(f".{folder.name}.partial"), folder.with_name(f".{folder.name}.old")
@@ -163,7 +178,7 @@ def joint_program(session: Session, scores: SensitivityTable) -> joint.JointProg
         path, again = root / LATENCY, f"mixdq benchmark {root} --layers"
         with session.advising(path, again):
             latency = read_latency(path)
-        expect_origin(path, latency.origin, {"layers": session.layers_digest(table)}, again)
+        expect_origin(path, latency.origin, latency_origin(session, table), again)
     return joint.build_program(
         table,
         scores,

@@ -20,12 +20,13 @@ from mixdq.store.plan_file import dump_plan, read_plan, write_plan
 from mixdq.store.record_file import read_record, write_record
 from mixdq.store.table_file import LAYERS, SensitivityLog, read_layers, write_layers
 from mixdq.types.evaluation import Evaluation
+from mixdq.types.latency import LatencyTable
 from mixdq.types.layers import Group, LayerTable
 from mixdq.types.plan import BitPlan
 from mixdq.types.receipt import Receipt
 from mixdq.types.scores import ErrorModel, SensitivityTable
 from mixdq.types.tensors import CalibrationRecord
-from mixdq.workflow import objective, planning, variants
+from mixdq.workflow import latency, objective, planning, variants
 from mixdq.workflow.doctor import check_backend_works
 from mixdq.workflow.fitting import ARCHITECTURE, TRANSFERRED, architecture_digest
 from mixdq.workflow.reporting import CHOICE, report
@@ -200,6 +201,11 @@ def fit(session: Session, *, own: bool = True) -> ErrorModel:
     return objective.fit(session, inspect(session, own=False), calibrate(session, own=False), own=own)
 
 
+def time_layers(session: Session, *, own: bool = True) -> LatencyTable:
+    """Return the milliseconds of every layer at every pair of widths, written to latency.json."""
+    return latency.measure_latency(session, inspect(session, own=False), calibrate(session, own=False), own=own)
+
+
 def choose(session: Session, *, own: bool = True) -> BitPlan:
     """Return the plan whose pictures are best, written to plan.toml.
 
@@ -236,6 +242,8 @@ def measure_first(session: Session) -> None:
         measure(session)
         if planning.calibrated(session.config):
             fit(session, own=False)
+        if planning.timed(session.config):
+            time_layers(session, own=False)
 
 
 def choose_among(session: Session, plans: list[BitPlan], path: Path, *, own: bool = True) -> BitPlan:

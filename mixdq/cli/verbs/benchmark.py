@@ -1,4 +1,4 @@
-"""`mixdq benchmark RUN`: seconds and memory, floating point against quantized."""
+"""`mixdq benchmark RUN`: seconds and memory, floating point against quantized; or milliseconds of every layer."""
 
 from typing import Annotated
 
@@ -8,14 +8,22 @@ from rich.table import Table
 from mixdq.cli.options import RunArgument
 from mixdq.cli.screen import console, opened
 
+Layers = Annotated[
+    bool, typer.Option("--layers", help="Time every layer at every pair of widths instead, for --latency-ms.")
+]
 
-def command(
-    run: RunArgument,
-    tune: Annotated[bool, typer.Option("--tune", help="on a GPU: first find the fastest tiles of its kernels")] = False,
-) -> None:
-    """Write benchmark.json of a run: each model in a process of its own."""
-    from mixdq.workflow import benchmark
+Tune = Annotated[bool, typer.Option("--tune", help="On a GPU: first find the fastest tiles of its kernels.")]
 
+
+def command(run: RunArgument, layers: Layers = False, tune: Tune = False) -> None:
+    """Write benchmark.json of a run: each model in a process of its own; or, of single layers, latency.json."""
+    from mixdq.workflow import benchmark, steps
+
+    if layers:
+        with opened(run) as session:
+            latency = steps.time_layers(session)
+        console.print(f"{len(latency.layers)} layers, {latency.rest:.2f} ms between them: {run / 'latency.json'}")
+        return
     with opened(run) as session:
         costs = benchmark.benchmark(session, tune=tune)
     rows = Table("model", "s / picture", "first picture s", "loading s", "peak MiB")

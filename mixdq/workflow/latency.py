@@ -1,0 +1,133 @@
+"""The latency table: what every layer takes at every pair of widths that the program may give it, on this machine.
+
+For each pair the whole denoiser is converted to it and run; its layers are timed as they stand. What is not in the
+layers is taken from the quantized runs, for between quantized layers run kernels of our own too.
+"""
+
+import logging
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import replace
+from functools import partial
+
+from torch import nn
+
+from mixdq.allocation.joint import candidates
+from mixdq.conversion.convert import convert
+from mixdq.evaluation.latency import LayerTimes, time_layers
+from mixdq.pipeline.trace import record_calls, replay
+from mixdq.runtime.select import AUTO
+from mixdq.store.latency_file import read_latency, write_latency
+from mixdq.types.latency import LatencyTable
+from mixdq.types.layers import LayerTable
+from mixdq.types.plan import FLOAT_BITS, Activations, BitPlan, LayerBits
+from mixdq.types.progress import Progress, no_progress
+from mixdq.types.tensors import CalibrationRecord
+from mixdq.workflow.doctor import machine_facts
+from mixdq.workflow.planning import LATENCY, latency_origin
+from mixdq.workflow.session import Session
+from mixdq.workflow.settings import evaluation_prompts
+
+log = logging.getLogger(__name__)
+
+FLOAT = LayerBits(weight=FLOAT_BITS, activation=FLOAT_BITS)
+REPEATS = 5
+
+
+def measure_latency(
+    session: Session, table: LayerTable, record: CalibrationRecord, *, own: bool = True
+) -> LatencyTable:
+    """Return the milliseconds of a run's layers, written to latency.json; `own` as in `Session.resolve`."""
+    path, config = session.paths.root / LATENCY, session.config
+    origin = latency_origin(session, table)
+
+    def make() -> LatencyTable:
+        trace = record_calls(session.pipe, session.family, evaluation_prompts(config)[:1], session.spec, batch_size=1)
+        # Every pair that a budget of time may choose from, whatever the present one is.
+        budget = replace(config.allocation.budget(layer.name for layer in table), latency_ms=1.0)
+
+        def load() -> nn.Module:
+            if session.in_memory:
+                return deepcopy(session.family.denoiser(session.pipe))
+            # A denoiser is converted for good, and one is in memory at a time.
+            session.release()
+            return session.family.denoiser(session.pipe)
+
+        found = latency_table(
+            load,
+            lambda denoiser: replay(denoiser, trace.calls[0]),
+            table,
+            record,
+            {layer.name: candidates(layer, budget) for layer in table},
+            backend=config.conversion.backend,
+            symmetric=config.conversion.symmetric,
+            rounding=config.conversion.rounding,
+            activations=config.conversion.activations,
+            origin=origin,
+            progress=session.progress,
+        )
+        session.release()
+        write_latency(path, found)
+        return found
+
+    def read() -> tuple[LatencyTable, Mapping[str, str]]:
+        found = read_latency(path)
+        return found, found.origin
+
+    return session.resolve(path, command="mixdq benchmark --layers", expected=origin, read=read, make=make, own=own)
+
+
+def latency_table(
+    load: Callable[[], nn.Module],
+    call: Callable[[nn.Module], object],
+    table: LayerTable,
+    record: CalibrationRecord,
+    widths: Mapping[str, Sequence[LayerBits]],
+    *,
+    backend: str = AUTO,
+    symmetric: bool = True,
+    rounding: str = "nearest",
+    activations: Activations = "static",
+    repeats: int = REPEATS,
+    origin: Mapping[str, str] | None = None,
+    progress: Progress = no_progress,
+) -> LatencyTable:
+    """Return the milliseconds of every layer at its `widths` within one `call` of the denoiser that `load` gives anew.
+
+    Raises what `mixdq.conversion.convert.convert` raises.
+    """
+    every = sorted({bits for pairs in widths.values() for bits in pairs} | {FLOAT}, key=str)
+    layers: dict[str, dict[str, float]] = {layer.name: {} for layer in table}
+    quantized: list[LayerTimes] = []
+    floating = 0.0
+    for done, bits in enumerate(every):
+        progress(done, len(every), "latency")
+        given = {name: bits if bits in pairs else FLOAT for name, pairs in widths.items()}
+        denoiser = load()
+        if bits != FLOAT:
+            convert(
+                denoiser,
+                BitPlan(name=f"{bits}-latency", layers=given),
+                table,
+                record,
+                backend=backend,
+                symmetric=symmetric,
+                rounding=rounding,
+                activations=activations,
+            )
+        modules = {layer.name: denoiser.get_submodule(layer.name) for layer in table}
+        times = time_layers(partial(call, denoiser), modules, repeats=repeats)
+        # Before the next is loaded.
+        del denoiser, modules
+        for name, pairs in widths.items():
+            if bits in pairs:
+                layers[name][str(bits)] = times.layers[name]
+        if bits == FLOAT:
+            floating = times.rest
+        else:
+            quantized.append(times)
+        log.info("%s: %.2f ms a call, %.2f ms of it between the layers", bits, times.whole, times.rest)
+    progress(len(every), len(every), "latency")
+    rest = statistics.median(times.rest for times in quantized) if quantized else floating
+    return LatencyTable(layers=layers, rest=rest, machine=machine_facts(), origin=origin or {})

@@ -1,0 +1,47 @@
+import itertools
+
+import pytest
+import torch
+from torch import nn
+
+from mixdq.evaluation.latency import LayerTimes, time_layers
+
+
+class Twice(nn.Module):
+    """Runs its first layer twice and its second once; the clock below ticks once for every look at it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x):
+        return self.second(self.first(self.first(x)))
+
+
+def test_layers_are_timed_where_they_stand_and_hooks_are_taken_off() -> None:
+    model, ticks = Twice(), itertools.count()
+    modules = {"first": model.first, "second": model.second, "idle": nn.Linear(1, 1)}
+    times = time_layers(lambda: model(torch.ones(1, 4)), modules, repeats=3, clock=lambda: float(next(ticks)))
+    # A look before and a look after are one tick apart; the whole is looked at without hooks.
+    assert times.layers == {"first": 2000.0, "second": 1000.0, "idle": 0.0}
+    assert times.whole == 1000.0
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in modules.values())
+
+
+def test_hooks_are_taken_off_where_the_call_fails() -> None:
+    model = Twice()
+    calls = itertools.count()
+
+    def call() -> None:
+        model(torch.ones(1, 4))
+        if next(calls) == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        time_layers(call, {"first": model.first}, repeats=1)
+    assert not model.first._forward_hooks
+
+
+def test_rest_is_what_layers_leave_and_never_negative() -> None:
+    assert LayerTimes(layers={"a": 1.0, "b": 2.5}, whole=5.0).rest == 1.5
+    assert LayerTimes(layers={"a": 6.0}, whole=5.0).rest == 0.0

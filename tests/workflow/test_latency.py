@@ -1,0 +1,70 @@
+import pytest
+
+from mixdq.allocation import joint
+from mixdq.errors import ArtifactError, StaleArtifactError
+from mixdq.store.latency_file import read_latency
+from mixdq.store.table_file import read_layers
+from mixdq.testing import tiny_sdxl_pipeline
+from mixdq.types.plan import LayerBits
+from mixdq.workflow import planning, steps
+from mixdq.workflow.session import Session
+from mixdq.workflow.settings import with_budget
+
+
+@pytest.fixture
+def timed(run):
+    steps.time_layers(run)
+    return run
+
+
+def test_every_layer_is_timed_at_every_pair_it_may_get(timed) -> None:
+    latency, table = read_latency(timed.paths.root / "latency.json"), read_layers(timed.paths.layers)
+    assert list(latency.layers) == [layer.name for layer in table]
+    # Weights of 4 and 8 bits, inputs of 8 and 16.
+    assert all(set(times) == {"W4A8", "W8A8", "W4A16", "W8A16"} for times in latency.layers.values())
+    assert all(0.0 < one < 1000.0 for times in latency.layers.values() for one in times.values())
+    assert 0.0 < latency.rest < 1000.0
+    assert "torch" in latency.machine
+
+
+def test_a_table_on_file_is_not_measured_again_and_the_model_is_whole_afterwards(timed) -> None:
+    before = (timed.paths.root / "latency.json").read_bytes()
+    steps.time_layers(timed)
+    assert (timed.paths.root / "latency.json").read_bytes() == before
+    assert type(timed.family.denoiser(timed.pipe).conv_in).__name__ == "Conv2d"
+
+
+def test_a_budget_of_time_is_met_as_the_table_has_it(timed) -> None:
+    latency = read_latency(timed.paths.root / "latency.json")
+    fast, slow = (
+        latency.rest + sum(pick(times.values()) for times in latency.layers.values()) for pick in (min, max)
+    )
+    limit = (fast + slow) / 2
+    timed.config = with_budget(timed.config, latency_ms=limit)
+    (plan,) = planning.allocate(timed)
+    assert timed.config.allocation.program == "joint"
+    assert plan.budget.latency_ms == limit
+    assert plan.solver.values["latency_ms"] == latency.of(plan) <= limit
+    assert plan.solver.gap <= joint.LATENCY_GAP
+    assert plan.origin["latency"]
+
+
+def test_time_without_a_table_or_with_another_models_names_the_command(run) -> None:
+    run.config = with_budget(run.config, latency_ms=100.0)
+    command = f"mixdq benchmark {run.paths.root} --layers"
+    with pytest.raises(ArtifactError, match=f"`{command}` makes it"):
+        planning.allocate(run)
+    steps.time_layers(run)
+    conversion = run.config.conversion.model_copy(update={"backend": "reference"})
+    run.config = run.config.model_copy(update={"conversion": conversion})
+    with pytest.raises(StaleArtifactError, match=f"Run `{command}`"):
+        planning.allocate(run)
+
+
+def test_a_pipeline_in_memory_is_timed_on_copies(tmp_path, configure) -> None:
+    pipe = tiny_sdxl_pipeline()
+    session = Session(tmp_path, configure(), pipe=pipe, everything=True)
+    session.change(session.config)
+    latency = steps.time_layers(session)
+    assert type(pipe.unet.conv_in).__name__ == "Conv2d"
+    assert str(LayerBits(weight=8, activation=16)) in latency.layers["conv_in"]
