@@ -2,7 +2,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mixdq.config import ModelConfig, RunConfig, build_config, dump_config, load_config, match_layers, parse_config
+from mixdq.config import (
+    AllocationConfig,
+    ModelConfig,
+    RunConfig,
+    build_config,
+    dump_config,
+    load_config,
+    match_layers,
+    parse_config,
+)
 from mixdq.errors import ConfigError
 
 LEAST = "[model]\npath = 'a'\n"
@@ -46,6 +55,24 @@ def test_floating_point_weights_go_with_floating_point_inputs() -> None:
     assert config.allocation.budget(["a"]).weight_bits == 16.0
 
 
+def test_the_joint_program_takes_budgets_together_and_its_own_defaults() -> None:
+    joint = AllocationConfig(program="joint", weight_bits=4.0, weight_bytes=10**9, latency_ms=900.0)
+    assert (joint.objective, joint.activation_bits) == ("linear", 16.0)
+    budget = joint.budget(["a"])
+    assert (budget.weight_bits, budget.weight_bytes, budget.latency_ms) == (4.0, 10**9, 900.0)
+    assert AllocationConfig(program="joint").weight_bits == 4.0
+    assert AllocationConfig(program="joint", latency_ms=9.0).weight_bits is None
+    floating = {"content": (4, 16), "quality": (8, 16)}
+    assert AllocationConfig(program="joint", weight_choices=floating).activation_bits == 8.0
+
+
+def test_settings_of_an_older_version_are_read() -> None:
+    old = LEAST + "[allocation]\nweight_bits = 4.0\nprotect = 0.01\nkeep = []\nobjective = 'raw'\nmax_plans = 12"
+    allocation = parse_config(old).allocation
+    assert allocation == AllocationConfig()
+    assert (allocation.program, allocation.latency_ms) == ("split", None)
+
+
 def test_keep_patterns_become_names() -> None:
     config = parse_config(LEAST + "[allocation]\nkeep = ['conv_*']")
     assert config.allocation.budget(["conv_in", "mid", "conv_out"]).keep == ("conv_in", "conv_out")
@@ -84,6 +111,10 @@ def test_pattern_that_matches_nothing_names_the_nearest() -> None:
             LEAST + "[allocation]\nobjective = 'log'",
             "allocation.objective: expected 'raw', 'linear' or 'calibrated', got 'log'",
         ),
+        (LEAST + "[allocation]\nprogram = 'joint'\nobjective = 'raw'", "decibels and SSIM do not add up"),
+        (LEAST + "[allocation]\nobjective = 'calibrated'", "objective = 'calibrated' needs program = 'joint'"),
+        (LEAST + "[allocation]\nlatency_ms = 5", "latency_ms needs program = 'joint'"),
+        (LEAST + "[allocation]\nprogram = 'joint'\nlatency_ms = 0", "latency_ms: expected greater than 0"),
         (LEAST + "[allocation]\nweight_bits = 16", "activation_bits = 8 beside weights of 16 bits"),
         (LEAST + "[allocation]\nweight_choices = {content = [4], quality = [8, 16]}", "Set activation_bits = 16"),
         (LEAST + "[sensitivity]\nssim_window = 4", "its width is odd"),

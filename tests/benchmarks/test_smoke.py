@@ -107,6 +107,28 @@ def test_what_searching_costs_at_sdxls_shape(benchmark_module, tmp_path) -> None
     assert row["peak_bytes"] > row["resident_before"] > 0
 
 
+def test_allocation(benchmark_module, tmp_path) -> None:
+    out = tmp_path / "out.json"
+    benchmark_module("allocation").main(["--smoke", "--json", str(out)])
+    written = json.loads(out.read_text(encoding="utf-8"))
+    assert set(written["correlations"]) == {"raw", "raw, weighted", "linear", "calibrated"}
+    split, *joint = written["rows"]
+    assert [row["way"] for row in joint] == ["joint, linear", "joint, calibrated"]
+    # Equal at most, and nearly so.
+    assert all(0.95 < row["weight_bytes"] / split["weight_bytes"] <= 1 for row in joint)
+    assert all(row["activation_bits"] <= split["activation_bits"] * (1 + 1e-8) for row in joint)
+    assert written["frontier"]["points"] == 5
+
+
+@needs_kernels
+def test_latency_budget(benchmark_module, tmp_path) -> None:
+    out = tmp_path / "out.json"
+    benchmark_module("latency_budget").main(["--smoke", "--json", str(out)])
+    (row,) = json.loads(out.read_text(encoding="utf-8"))["rows"]
+    assert 0 < row["foretold_ms"] <= row["asked_ms"] * (1 + 1e-6)
+    assert row["measured_ms"] > 0
+
+
 def test_candidates_that_do_not_fit_in_memory_together_are_split(benchmark_module, tmp_path) -> None:
     case = benchmark_module("case").Case(size="full", batch=1, side=64, cache=tmp_path)
     turns, candidates = benchmark_module("turns"), benchmark_module("candidates").CANDIDATES

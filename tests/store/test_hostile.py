@@ -9,9 +9,12 @@ from hypothesis import strategies as st
 from mixdq.errors import ArtifactError, ArtifactFormatError
 from mixdq.store.artifact import Schema
 from mixdq.store.json_file import read_json, write_json
+from mixdq.store.latency_file import read_latency, write_latency
+from mixdq.store.objective_file import ObjectiveFile, read_objective, write_objective
 from mixdq.store.plan_file import read_plan, write_plan
 from mixdq.store.record_file import read_record, write_record
 from mixdq.store.table_file import SensitivityLog, read_layers, read_sensitivity, write_layers, write_sensitivity
+from mixdq.types.latency import LatencyTable
 
 RECEIPT = Schema("receipt", "mixdq apply")
 
@@ -21,6 +24,8 @@ READERS = {
     "sensitivity": read_sensitivity,
     "log": lambda path: SensitivityLog.open(path, {}).close(),
     "record": read_record,
+    "latency": read_latency,
+    "objective": read_objective,
     "json": lambda path: read_json(path, RECEIPT),
 }
 
@@ -54,6 +59,8 @@ def written(tmp_path, plan, table, sensitivity, record) -> dict[str, Path]:
     write_sensitivity(paths["sensitivity"], sensitivity)
     write_sensitivity(paths["log"], sensitivity)
     write_record(paths["record"], record)
+    write_latency(paths["latency"], LatencyTable(layers={"a": {"W4A8": 1.5}}, rest=1.0))
+    write_objective(paths["objective"], ObjectiveFile(errors={"fit-001": 0.5}))
     write_json(paths["json"], RECEIPT, {"layers": [{"a": 1.5}], "plan": "x"}, {"model": "d"})
     return paths
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from mixdq.errors import ConfigError
 from mixdq.types.layers import LayerSpec, LayerTable
 from mixdq.types.plan import BitPlan, Budget, LayerBits, check_bits, is_dynamic
-from mixdq.types.scores import Score, SensitivityTable
+from mixdq.types.scores import ErrorModel, Score, SensitivityTable
 from mixdq.types.tensors import ActivationRange, QuantSpec
 
 WIDTHS = st.sampled_from([*range(2, 9), 16])
@@ -104,3 +104,9 @@ def test_codes_fit_their_bits(bits, symmetric) -> None:
 def test_impossible_ranges_are_refused(low, high, batches) -> None:
     with pytest.raises(ValueError, match="range"):
         ActivationRange(min=low, max=high, batches=batches)
+
+
+@pytest.mark.parametrize("weight", [0.0, -1.0, math.inf])
+def test_weights_of_an_error_model_are_positive_numbers(weight) -> None:
+    with pytest.raises(ValueError, match="content weight: weight"):
+        ErrorModel(weights={"content": {"weight": weight}}, plans=8, correlation=0.9)

@@ -36,9 +36,7 @@ def test_a_table_on_file_is_not_measured_again_and_the_model_is_whole_afterwards
 
 def test_a_budget_of_time_is_met_as_the_table_has_it(timed) -> None:
     latency = read_latency(timed.paths.root / "latency.json")
-    fast, slow = (
-        latency.rest + sum(pick(times.values()) for times in latency.layers.values()) for pick in (min, max)
-    )
+    fast, slow = (latency.rest + sum(pick(times.values()) for times in latency.layers.values()) for pick in (min, max))
     limit = (fast + slow) / 2
     timed.config = with_budget(timed.config, latency_ms=limit)
     (plan,) = planning.allocate(timed)

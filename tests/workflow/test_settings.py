@@ -83,6 +83,20 @@ def test_one_weight_budget_replaces_the_other(configure) -> None:
         with_budget(in_bytes, weight_bits=4, weight_mib=1)
 
 
+def test_time_takes_the_place_of_bits_and_brings_the_joint_program(configure) -> None:
+    timed = with_budget(configure(), latency_ms=50.0).allocation
+    assert (timed.program, timed.objective, timed.latency_ms) == ("joint", "linear", 50.0)
+    assert (timed.weight_bits, timed.activation_bits) == (None, 16.0)
+    both = with_budget(configure(), latency_ms=50.0, weight_mib=1.0, activation_bits=8.0).allocation
+    assert (both.weight_bytes, both.latency_ms, both.activation_bits) == (2**20, 50.0, 8.0)
+    back = with_budget(
+        configure().model_copy(update={"allocation": timed}), weight_bits=5.0, program="split"
+    ).allocation
+    assert (back.program, back.objective, back.latency_ms, back.activation_bits) == ("split", "raw", None, 8.0)
+    same = with_budget(configure()).allocation
+    assert same == configure().allocation
+
+
 def test_prompts_of_each_step(tmp_path, configure) -> None:
     path = tmp_path / "prompts.txt"
     path.write_text("\n".join("abcd"))

@@ -81,6 +81,7 @@ SAYS = {
     "calibrate": (r"\d+ layers calibrated, \d+ BOS rows: .*calibration\.safetensors"),
     "sensitivity": (r"\d+ scores: .*sensitivity\.csv"),
     "allocate": (r"plan-01 +│ +8\.000 +│ +8\.000"),
+    "fit": (r"quality activation: weight \d\.\d+\nSpearman on plans left out: "),
     "choose": (r"plan-01: .*plan\.toml"),
     "apply": (r"MiB in 16 bits, .* MiB now: .*model"),
     "evaluate": (r"MixDQ W8A8 "),
@@ -92,6 +93,22 @@ SAYS = {
 @pytest.mark.parametrize("verb", SAYS)
 def test_verb_of_a_step_says_its_result_and_its_file(run, verb) -> None:
     assert re.search(SAYS[verb], call(verb, run))
+
+
+def test_allocate_finds_a_frontier_and_a_budget_of_time(run) -> None:
+    said = call("allocate", run, "--program", "joint", "--weight-bits", "7", "--frontier", "4")
+    assert re.search(r"4 budgets: .*frontier\.csv", said)
+    assert re.search(r"weight_bits below [\d.]+ is out of reach, above [\d.]+ nothing is gained", said)
+    assert (run / "frontier.svg").exists()
+    assert re.search(r"\d+ layers, [\d.]+ ms between them: .*latency\.json", call("benchmark", run, "--layers"))
+    assert re.search(r"plan-01 .* [\d.]+ │$", call("allocate", run, "--latency-ms", "1e6"))
+    refused = CliRunner().invoke(app, ["allocate", str(run), "--latency-ms", "1e-6"])
+    assert refused.exit_code == 1
+    assert "latency_ms = 1e-06 is out of reach" in refused.stderr
+    refused = CliRunner().invoke(
+        app, ["allocate", str(run), "--program", "split", "--weight-bits", "8", "--frontier", "4"]
+    )
+    assert "say `--program joint`" in refused.stderr
 
 
 def test_export_lists_what_became_of_the_layers_and_says_what_it_cannot(run, model, tmp_path) -> None:
