@@ -58,10 +58,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         session = Session.start(arguments.run or Path(folder) / "run", config)
         correlations, model = compare_objectives(session, *counts)
         rows = compare_programs(session, BUDGETS[1:2] if arguments.smoke else BUDGETS, model)
-        tables = (
-            released_tables(arguments.tables) if arguments.tables else (steps.inspect(session), steps.measure(session))
-        )
-        frontiers = [time_frontier(*tables, budget, arguments.points) for budget in (Budget(weight_bits=4.0),)]
+        own = steps.inspect(session), steps.measure(session)
+        frontier = time_frontier(*(released_tables(arguments.tables) if arguments.tables else own), arguments.points)
     for made in (_correlation_table(correlations), _program_table(rows)):
         measuring.console().print(made)
     measuring.console().print(

@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--backend", default="cpu")
     parser.add_argument("--side", type=int, default=64, help="of the latent; 64 is 512 px")
     parser.add_argument("--budgets", type=measuring.count, default=3)
-    parser.add_argument("--runs", type=measuring.count, default=5)
+    parser.add_argument("--runs", type=measuring.count, default=3)
     parser.add_argument("--json", type=Path, help="write the numbers here")
     arguments = parser.parse_args(argv)
     if arguments.smoke:
