@@ -3,7 +3,8 @@
 Another clip skip or an adapted text encoder shows in the first token, which is the same for all prompts of one encoder.
 What its values become goes far beyond cross-attention, so all static layers of a denoiser change together, before the
 first of them runs; they change back with the calibrated encoder's next text. Kernels are bound anew at every change.
-Code that is compiled as a whole cannot look, and its layers refuse such texts until a call that is not has looked.
+Code that is compiled as a whole cannot look, and its layers refuse such texts until a call that is not has looked; nor
+can a CUDA graph while it is captured.
 """
 
 from typing import Any
@@ -29,6 +30,8 @@ class TextFollower:
         """Look at the text of a call."""
         text = kwargs.get(TEXT, args[PLACE] if len(args) > PLACE else None)
         if torch.compiler.is_compiling() or text is None or text.shape[-1] != self.state.numel():
+            return
+        if text.is_cuda and torch.cuda.is_current_stream_capturing():
             return
         _, misfit = bos_projection(text[..., 0, :], self.state)
         self._scale_at_run_time(not bool((misfit <= MISFIT_LIMIT).all()))

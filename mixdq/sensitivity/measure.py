@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
 from types import MappingProxyType
 
+from mixdq.errors import ConfigError
 from mixdq.pipeline.family import ModelFamily, Pipeline
 from mixdq.pipeline.generate import GenerationSpec
 from mixdq.pipeline.trace import record_calls
@@ -67,8 +68,8 @@ def measure(
         symmetric, rounding: how weights are quantized.
         activations: whether inputs are scaled as calibrated or at run time.
         batch_size: prompts in one denoiser call; pictures differ by float rounding from one batch size to another.
-        engine: who runs the trials that are measured exactly, from `mixdq.sensitivity.engines.find_engine`; the scores do
-            not depend on it.
+        engine: who runs the trials that are measured exactly, from `mixdq.sensitivity.engines.find_engine`; the scores
+            do not depend on it.
         method: one of `METHODS`.
         tolerance: of sketched scores; see `sketch`.
         exact_share: how many of the trials "hybrid" measures exactly, at most.

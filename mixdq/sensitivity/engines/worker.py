@@ -8,7 +8,7 @@ import hashlib
 import importlib.metadata
 import platform
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,11 @@ class Recipe:
             source=source,
             digest=weights_digest(scorer.denoiser),
             threads=torch.get_num_threads(),
-            settings={name: value for name, value in vars(scorer).items() if name not in ("pipe", "denoiser")},
+            settings={
+                field.name: getattr(scorer, field.name)
+                for field in fields(scorer)
+                if field.name not in ("pipe", "denoiser")
+            },
         )
 
 
