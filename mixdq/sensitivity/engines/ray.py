@@ -141,13 +141,13 @@ class _Crew:
     def _replace(self, worker: Any, why: str) -> None:
         self._ray.kill(worker)
         self._lost += 1
+        log.debug("%s", why)
         if self._lost > LOSSES * self._count:
             raise ClusterError(
-                f"{self._lost} workers ended without a result, one after the other; the last: {why.strip()} "
+                f"{self._lost} workers ended without a result, one after the other; the last: {why.splitlines()[0]} "
                 "What has been measured is kept. Where memory is short, give fewer processors to the cluster."
             )
         log.warning("a worker was lost; another takes its place")
-        log.debug("%s", why)
         self._hire()
 
     def _first(self) -> Any:
