@@ -14,7 +14,7 @@ import torch
 from mixdq.runtime.kernels.gpu import available
 
 TESTS = Path(__file__).resolve().parents[1]
-SUITES = ("conformance/test_backends.py", "conformance/test_dynamic.py")
+SUITES = ("conformance/test_backends.py", "conformance/test_dynamic.py", "conformance/test_whole_model.py")
 KERNELS = ("test_activations.py", "test_bos.py", "test_layers.py")
 OURS = (*(f"runtime/kernels/gpu/{name}" for name in KERNELS), "runtime/backends/test_cuda.py")
 
@@ -25,7 +25,7 @@ OURS = (*(f"runtime/kernels/gpu/{name}" for name in KERNELS), "runtime/backends/
 def test_interpreted_kernels_pass(which: str) -> None:
     pytest.importorskip("triton")
     files = (
-        [*map(str, (TESTS / name for name in SUITES)), "-k", "cuda"]
+        [*map(str, (TESTS / name for name in SUITES)), "-k", "cuda or reference_draws"]
         if which == "suites"
         else map(str, (TESTS / name for name in OURS))
     )
