@@ -103,7 +103,8 @@ def latency_table(
     floating = 0.0
     for done, bits in enumerate(every):
         progress(done, len(every), "latency")
-        given = {name: bits if bits in pairs else FLOAT for name, pairs in widths.items()}
+        # Those that cannot have it take it all the same, lest what lies between layers be another model's.
+        given = {name: FLOAT if set(pairs) == {FLOAT} else bits for name, pairs in widths.items()}
         denoiser = load()
         if bits != FLOAT:
             convert(

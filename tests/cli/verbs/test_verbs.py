@@ -101,7 +101,7 @@ def test_allocate_finds_a_frontier_and_a_budget_of_time(run) -> None:
     assert re.search(r"weight_bits below [\d.]+ is out of reach, above [\d.]+ nothing is gained", said)
     assert (run / "frontier.svg").exists()
     assert re.search(r"\d+ layers, [\d.]+ ms between them: .*latency\.json", call("benchmark", run, "--layers"))
-    assert re.search(r"plan-01 .* [\d.]+ │$", call("allocate", run, "--latency-ms", "1e6"))
+    assert re.search(r"plan-01 .*│ +[\d.]+ +│", call("allocate", run, "--latency-ms", "1e6"))
     refused = CliRunner().invoke(app, ["allocate", str(run), "--latency-ms", "1e-6"])
     assert refused.exit_code == 1
     assert "latency_ms = 1e-06 is out of reach" in refused.stderr
