@@ -12,6 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import get_args
 
 import torch
 from scipy.stats import spearmanr
@@ -19,8 +20,10 @@ from scipy.stats import spearmanr
 from benchmarks import measuring, sdxl_search, search_tables
 from benchmarks.work import counting
 from mixdq.allocation import sweep
+from mixdq.allocation.objective import Objective
 from mixdq.allocation.plans import mean_bits, uniform_plan, weight_bytes
 from mixdq.calibration.collect import calibrate
+from mixdq.config import AllocationConfig
 from mixdq.demo import CALIBRATION_PROMPTS, EVALUATION_PROMPTS, MODEL
 from mixdq.demo.run import undivided
 from mixdq.metrics.base import METRICS, Metric
@@ -34,6 +37,7 @@ from mixdq.pipeline.trace import Trace, record_calls, regenerate
 from mixdq.quant.simulate_plan import simulated_plan
 from mixdq.selection.choose import choose
 from mixdq.sensitivity.measure import METRIC_OF, measure
+from mixdq.sensitivity.sketch import TOLERANCE
 from mixdq.sensitivity.trial import TrialScorer, list_trials
 from mixdq.testing import tiny_sdxl_pipeline
 from mixdq.types.layers import Group, LayerTable
@@ -45,6 +49,7 @@ from mixdq.workflow.drawing import IMAGE_TOWER
 WEIGHTS: dict[Group, tuple[int, ...]] = {"content": (2, 3, 4, 6, 8), "quality": (3, 4, 6, 8)}
 """Widths with which every budget from 3 bits on is within reach."""
 BUDGETS = (3.0, 4.0, 5.0, 8.0)
+OBJECTIVES: tuple[Objective, ...] = get_args(Objective)
 PUBLISHED, EXACT, SKETCH, HYBRID = "published", "exact", "sketch", "hybrid"
 SAMPLED = 20
 """Of the published procedure one trial in so many is run and timed; its scores must be those of `exact` to the bit."""
@@ -73,6 +78,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--sdxl", choices=("full", "cut", "smoke"), help="the cost at SDXL's shape instead")
     parser.add_argument("--side", type=int, default=64, help="of SDXL's latent; 64 is 512 px")
     parser.add_argument("--checkpointing", action="store_true", help="less memory for SDXL's backward pass, more time")
+    parser.add_argument("--objective", choices=OBJECTIVES, default=AllocationConfig().objective, help="of the plans")
+    parser.add_argument("--tolerance", type=float, default=TOLERANCE, help="of sketched losses, a share of them")
     parser.add_argument("--json", type=Path, help="write the numbers here")
     arguments = parser.parse_args(argv)
     if arguments.sdxl:
@@ -82,9 +89,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             measuring.write_json(arguments.json, [row], size=arguments.sdxl, side=arguments.side)
         return
     case = tiny_case() if arguments.smoke else emoji_case()
-    costs, tables = searches(case)
+    costs, tables = searches(case, arguments.tolerance)
     rows = agreement(case, tables)
-    pictures = judged(case, tables)
+    pictures = judged(case, tables, arguments.objective)
     for shown in (
         search_tables.costs(costs),
         search_tables.agreement(rows),
@@ -92,7 +99,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     ):
         measuring.console().print(shown)
     if arguments.json:
-        measuring.write_json(arguments.json, costs, agreement=rows, pictures=pictures, prompts=len(case.measured))
+        facts = {"tolerance": arguments.tolerance, "objective": arguments.objective, "prompts": len(case.measured)}
+        measuring.write_json(arguments.json, costs, agreement=rows, pictures=pictures, **facts)
 
 
 def emoji_case() -> Case:
@@ -153,7 +161,7 @@ def _case(
     )
 
 
-def searches(case: Case) -> tuple[list[dict[str, object]], dict[str, SensitivityTable]]:
+def searches(case: Case, tolerance: float) -> tuple[list[dict[str, object]], dict[str, SensitivityTable]]:
     """Return what each method cost, and its table."""
     pipe, family = case.pipe, find_family(case.pipe)
     denoiser = family.denoiser(pipe)
@@ -173,6 +181,7 @@ def searches(case: Case) -> tuple[list[dict[str, object]], dict[str, Sensitivity
                 weight_bits=case.weights,
                 ssim_window=11,
                 method=method,
+                tolerance=tolerance,
             )
             seconds = time.perf_counter() - started
         costs.append(_cost(method, work.calls / len(case.measured), seconds, tables[method], len(trials)))
@@ -234,7 +243,7 @@ def _decibel(score: Score) -> float:
     return -10.0 * math.log10(1.0 - score.value) if score.value < 1.0 else math.inf
 
 
-def judged(case: Case, tables: Mapping[str, SensitivityTable]) -> list[dict[str, object]]:
+def judged(case: Case, tables: Mapping[str, SensitivityTable], objective: Objective) -> list[dict[str, object]]:
     """Return the numbers of held-out pictures: floating point, plain quantization, each method's plans."""
     family = find_family(case.pipe)
     trace = record_calls(case.pipe, family, case.held_out, GenerationSpec())
@@ -245,7 +254,7 @@ def judged(case: Case, tables: Mapping[str, SensitivityTable]) -> list[dict[str,
         rows.append(_judged("plain", bits, plan, case, trace, plain, record))
         for name, scores in tables.items():
             budget = Budget(weight_bits=bits, activation_bits=8.0, weight_choices=dict(case.weights))
-            plans = sweep.allocate(case.table, scores, budget)
+            plans = sweep.allocate(case.table, scores, budget, objective=objective)
             plan, _ = choose(case.pipe, family, case.table, case.record, plans, case.chosen, GenerationSpec())
             rows.append(_judged(name, bits, plan, case, trace, case.table, case.record))
     return rows
