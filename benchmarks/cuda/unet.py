@@ -218,9 +218,10 @@ def _fastest(setting: Setting) -> dict[str, LayerBits]:
         )
     rows = json.loads(setting.layers.read_text(encoding="utf-8"))["rows"]
     times = {row["layer"]: row["us"] for row in rows}
+    layers, channels = SIZES[setting.size]
     with torch.device("meta"):
-        model = sdxl.unet(*SIZES[setting.size][:1], channels=SIZES[setting.size][1])
-    shapes = sdxl.named_shapes_of(model, sdxl.inputs(setting.batch, setting.side, torch.float32, "meta"))
+        model = sdxl.unet(layers, channels=channels)
+        shapes = sdxl.named_shapes_of(model, sdxl.inputs(setting.batch, setting.side, torch.float32, "meta"))
     return {name: _fastest_bits(times.get(str(shape), {}), shape) for name, shape in shapes.items()}
 
 

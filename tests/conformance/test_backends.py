@@ -24,7 +24,7 @@ from mixdq.types.tensors import QParams, QTensor, QuantSpec
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
 # Triton's interpreter is slow.
-EXAMPLES = 12 if available.interpreted() else 40
+EXAMPLES = 8 if available.interpreted() else 40
 
 pytestmark = [
     pytest.mark.parametrize("device", DEVICES),

@@ -27,7 +27,7 @@ DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 # Triton's interpreter is slow.
-EXAMPLES = 12 if available.interpreted() else 60
+EXAMPLES = 8 if available.interpreted() else 60
 
 pytestmark = [
     pytest.mark.parametrize("device", DEVICES),

@@ -54,7 +54,7 @@ def params(scale: float, zero_point: int, num_bits: int) -> QParams:
 
 
 @works
-@settings(max_examples=15, derandomize=True)
+@settings(max_examples=10, derandomize=True)
 @given(
     num_bits=st.integers(2, 8),
     scale=st.floats(2.0**-100, 2.0**100, width=32),
@@ -84,7 +84,7 @@ def test_static_codes_are_those_of_quant_and_borders_zero_points(num_bits, scale
 
 
 @works
-@settings(max_examples=15, derandomize=True)
+@settings(max_examples=10, derandomize=True)
 @given(
     num_bits=st.integers(2, 8),
     op=st.sampled_from(["linear", "conv2d"]),
