@@ -65,3 +65,15 @@ def test_a_fit_of_other_settings_is_not_gone_on_with(fitting) -> None:
     fitting.config = fitting.config.model_copy(update={"allocation": allocation, "conversion": conversion})
     steps.fit(fitting)
     assert len(read_objective(fitting.paths.root / "objective.json").errors) == 9
+
+
+def test_everything_asked_for_fits_and_times_what_the_budget_needs(fitting) -> None:
+    allocation = fitting.config.allocation.model_copy(
+        update={"latency_ms": 1e6, "weight_bits": None, "activation_bits": 16.0}
+    )
+    fitting.config = fitting.config.model_copy(update={"allocation": allocation})
+    fitting.everything = True
+    plan = steps.choose(fitting)
+    assert (fitting.paths.root / "objective.json").exists()
+    assert plan.solver.values["latency_ms"] < 1e6
+    assert {"objective", "latency"} <= plan.origin.keys()

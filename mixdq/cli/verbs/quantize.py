@@ -8,8 +8,11 @@ from mixdq.cli.options import (
     EngineName,
     GuidanceScale,
     Keep,
+    LatencyMs,
     Model,
+    Objective,
     Output,
+    Program,
     Prompts,
     Seed,
     Size,
@@ -26,6 +29,9 @@ def command(
     weight_bits: WeightBits = None,
     activation_bits: ActivationBits = None,
     weight_mib: WeightMib = None,
+    latency_ms: LatencyMs = None,
+    program: Program = None,
+    objective: Objective = None,
     prompts: Prompts = None,
     steps: Steps = None,
     guidance_scale: GuidanceScale = None,
@@ -53,7 +59,15 @@ def command(
         backend=backend,
         activations=activations,
     )
-    config = with_budget(config, weight_bits=weight_bits, activation_bits=activation_bits, weight_mib=weight_mib)
+    config = with_budget(
+        config,
+        weight_bits=weight_bits,
+        activation_bits=activation_bits,
+        weight_mib=weight_mib,
+        latency_ms=latency_ms,
+        program=program,
+        objective=objective,
+    )
     config = with_engine(config, engine=engine, address=address)
     with started(output, config) as session:
         evaluations, report = workflow.run(session)
