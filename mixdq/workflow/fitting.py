@@ -3,9 +3,11 @@
 from collections import Counter
 
 from mixdq.allocation.plans import layer_bytes, weight_bytes
-from mixdq.store.artifact import digest_of
+from mixdq.store.artifact import digest_of, digest_of_file, expect_origin
+from mixdq.store.plan_file import read_plan
 from mixdq.types.layers import LayerTable
 from mixdq.types.plan import FLOAT_BITS, MAX_BITS, MIN_BITS, BitPlan, LayerBits
+from mixdq.workflow.session import Session
 
 _FLOAT = LayerBits(weight=FLOAT_BITS, activation=FLOAT_BITS)
 
@@ -77,3 +79,18 @@ def uniform_like(plan: BitPlan, table: LayerTable, *, symmetric: bool = True) ->
             layers[layer.name], left = LayerBits(weight=width + 1, activation=activation), left - extra
     more = f" and W{width + 1}" if layers != uniform(width) else ""
     return BitPlan(name=f"uniform W{width}{more}, A{activation}", layers=layers)
+
+
+def carried_plan(session: Session) -> BitPlan | None:
+    """Return the run's plan if it was found for another model; StaleArtifactError where its check no longer holds."""
+    path, calibration = session.paths.plan, session.paths.calibration
+    if not path.exists():
+        return None
+    command = f"mixdq apply --plan PLAN {session.config.model.path} -o {session.paths.root}"
+    with session.advising(path, f"mixdq choose {session.paths.root}"):
+        plan = read_plan(path)
+    if TRANSFERRED not in plan.origin:
+        return None
+    if calibration.exists():
+        expect_origin(path, plan.origin, {"calibration": digest_of_file(calibration)}, command)
+    return plan

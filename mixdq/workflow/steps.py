@@ -14,7 +14,7 @@ from mixdq.pipeline.layers import list_layers
 from mixdq.selection import choose as selection
 from mixdq.sensitivity import measure as sensitivity
 from mixdq.sensitivity.trial import list_trials
-from mixdq.store.artifact import digest_of, digest_of_file, expect_origin
+from mixdq.store.artifact import digest_of, digest_of_file
 from mixdq.store.json_file import read_json, write_json
 from mixdq.store.plan_file import dump_plan, read_plan, write_plan
 from mixdq.store.record_file import read_record, write_record
@@ -28,7 +28,7 @@ from mixdq.types.scores import ErrorModel, SensitivityTable
 from mixdq.types.tensors import CalibrationRecord
 from mixdq.workflow import latency, objective, planning, variants
 from mixdq.workflow.doctor import check_backend_works
-from mixdq.workflow.fitting import ARCHITECTURE, TRANSFERRED, architecture_digest
+from mixdq.workflow.fitting import ARCHITECTURE, architecture_digest, carried_plan
 from mixdq.workflow.reporting import CHOICE, report
 from mixdq.workflow.session import Session, aside, prompts_digest
 from mixdq.workflow.settings import (
@@ -213,27 +213,12 @@ def choose(session: Session, *, own: bool = True) -> BitPlan:
     is asked for.
     """
     if not (own or session.everything):
-        carried = _carried(session)
+        carried = carried_plan(session)
         if carried is not None:
             return carried
     measure_first(session)
     plans = planning.allocate(session, own=False)
     return choose_among(session, plans, session.paths.plan, own=own)
-
-
-def _carried(session: Session) -> BitPlan | None:
-    """Return the run's plan if it was found for another model; StaleArtifactError where its check no longer holds."""
-    path, calibration = session.paths.plan, session.paths.calibration
-    if not path.exists():
-        return None
-    command = f"mixdq apply --plan PLAN {session.config.model.path} -o {session.paths.root}"
-    with session.advising(path, f"mixdq choose {session.paths.root}"):
-        plan = read_plan(path)
-    if TRANSFERRED not in plan.origin:
-        return None
-    if calibration.exists():
-        expect_origin(path, plan.origin, {"calibration": digest_of_file(calibration)}, command)
-    return plan
 
 
 def measure_first(session: Session) -> None:

@@ -42,10 +42,17 @@ def stored() -> torch.Tensor:
     return state
 
 
-def both(bits: str, x: torch.Tensor, *, bias: bool = False, symmetric: bool = True) -> tuple[torch.Tensor, ...]:
+def both(
+    bits: str, x: torch.Tensor, *, bias: bool = False, symmetric: bool = True, at_run_time: bool = False
+) -> list[torch.Tensor]:
+    outputs = []
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
-        return tuple(layer(name, bits, bias=bias, symmetric=symmetric)(x) for name in ("cuda", "reference"))
+        for name in ("cuda", "reference"):
+            quantized = layer(name, bits, bias=bias, symmetric=symmetric)
+            quantized.scale_at_run_time(at_run_time)
+            outputs.append(quantized(x))
+    return outputs
 
 
 def texts(*first: torch.Tensor) -> torch.Tensor:
@@ -70,7 +77,7 @@ def test_multiples_of_the_stored_state_get_multiples_of_its_output(bias: bool, d
 @pytest.mark.parametrize(("bits", "symmetric"), [("W8A8", True), ("W4A8", True), ("W7A8", False), ("W3A16", False)])
 def test_other_states_go_through_the_weight(bits: str, symmetric: bool) -> None:
     x = texts(torch.full((CHANNELS,), 0.7, device=DEVICE), stored())
-    found, wanted = both(bits, x, bias=True, symmetric=symmetric)
+    found, wanted = both(bits, x, bias=True, symmetric=symmetric, at_run_time=True)
     assert torch.allclose(found, wanted, rtol=1e-4, atol=1e-4)
 
 
