@@ -100,22 +100,14 @@ def compare_objectives(session: Session, fit_plans: int, held_out: int) -> tuple
 def compare_programs(session: Session, budgets: Sequence[float], model: ErrorModel) -> list[dict[str, Any]]:
     """Return a row a budget and a way: SSIM and PSNR of the plan's pictures, its bytes, mean bits and widths.
 
-    The split program's plan is the one that selection keeps; the joint programs may spend what that one spends.
+    The split program's plans are the ones that selection keeps; the others may spend what that of "raw" spends.
     """
     table, scores, config = steps.inspect(session), steps.measure(session), session.config
     prompts = evaluation_prompts(config)
     rows = []
     for bits in budgets:
         budget = replace(config.allocation.budget(layer.name for layer in table), weight_bits=bits)
-        split, _ = choose(
-            session.pipe,
-            session.family,
-            table,
-            steps.calibrate(session),
-            sweep.allocate(table, scores, budget),
-            selection_prompts(config),
-            session.spec,
-        )
+        split = _best(session, sweep.allocate(table, scores, budget, objective="raw"))
         spent = Budget(
             weight_bytes=weight_bytes(split, table),
             activation_bits=mean_bits(split, table)[1],
@@ -124,6 +116,7 @@ def compare_programs(session: Session, budgets: Sequence[float], model: ErrorMod
         )
         plans = {
             "split, raw": split,
+            "split, linear": _best(session, sweep.allocate(table, scores, spent, objective="linear")),
             "joint, linear": joint.allocate(table, scores, spent, name="linear"),
             "joint, calibrated": joint.allocate(table, scores, spent, error_model=model, name="calibrated"),
         }
@@ -146,6 +139,19 @@ def compare_programs(session: Session, budgets: Sequence[float], model: ErrorMod
                 }
             )
     return rows
+
+
+def _best(session: Session, plans: Sequence[BitPlan]) -> BitPlan:
+    best, _ = choose(
+        session.pipe,
+        session.family,
+        steps.inspect(session),
+        steps.calibrate(session),
+        plans,
+        selection_prompts(session.config),
+        session.spec,
+    )
+    return best
 
 
 def time_frontier(table: LayerTable, scores: SensitivityTable, points: int) -> dict[str, Any]:

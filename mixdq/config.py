@@ -94,7 +94,8 @@ class AllocationConfig(_Section):
     and for activations, swept over the share of content against quality, under `weight_bits` or `weight_bytes`; the
     pictures decide. "joint" is one program for everything, under any budgets together, `latency_ms` of one denoiser
     call among them; 16 bits are a candidate of every activation there, so `protect`, `ratios` and `max_plans` do not
-    count, and the objective is "linear" unless it is "calibrated", by the pictures of `fit_plans` whole plans.
+    count. The objective is "linear"; for "split" it can be "raw", as published, and for "joint" "calibrated", by the
+    pictures of `fit_plans` whole plans.
     """
 
     program: Literal["split", "joint"] = "split"
@@ -106,7 +107,7 @@ class AllocationConfig(_Section):
     activation_choices: Choices = dict(ACTIVATION_CHOICES)
     protect: float = Field(default=0.01, ge=0, le=1)
     keep: tuple[str, ...] = Field(default=(), strict=False)
-    objective: Literal["raw", "linear", "calibrated"] = "raw"
+    objective: Literal["raw", "linear", "calibrated"] = "linear"
     fit_plans: Annotated[int, Field(ge=8)] = 32
     ratios: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(strict=False, min_length=1)] | None = None
     max_plans: Positive = 12
@@ -121,8 +122,6 @@ class AllocationConfig(_Section):
         if "latency_ms" in given:
             # Time alone decides, unless bits are limited too.
             missing["activation_bits"] = float(FLOAT_BITS)
-        if data.get("program") == "joint":
-            missing["objective"] = "linear"
         return {**missing, **{name: value for name, value in data.items() if value is not None}}
 
     @model_validator(mode="after")

@@ -69,7 +69,7 @@ def test_the_joint_program_takes_budgets_together_and_its_own_defaults() -> None
 def test_settings_of_an_older_version_are_read() -> None:
     old = LEAST + "[allocation]\nweight_bits = 4.0\nprotect = 0.01\nkeep = []\nobjective = 'raw'\nmax_plans = 12"
     allocation = parse_config(old).allocation
-    assert allocation == AllocationConfig()
+    assert allocation == AllocationConfig(objective="raw")
     assert (allocation.program, allocation.latency_ms) == ("split", None)
 
 

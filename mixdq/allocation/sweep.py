@@ -55,7 +55,7 @@ def allocate(
     sensitivity: SensitivityTable,
     budget: Budget,
     *,
-    objective: Objective = "raw",
+    objective: Objective = "linear",
     metric_of: Mapping[Group, str] = METRIC_OF,
     ratios: Sequence[float] | None = None,
     activation_ratios: Sequence[float] | None = None,

@@ -99,7 +99,7 @@ def with_budget(
         for name in budgets:
             allocation.pop(name, None)
     if program is not None and program != allocation["program"]:
-        # Each program has its own default.
+        # "raw" and "calibrated" are for one of them each.
         del allocation["objective"]
     given = {
         "program": program,

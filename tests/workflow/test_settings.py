@@ -92,7 +92,7 @@ def test_time_takes_the_place_of_bits_and_brings_the_joint_program(configure) ->
     back = with_budget(
         configure().model_copy(update={"allocation": timed}), weight_bits=5.0, program="split"
     ).allocation
-    assert (back.program, back.objective, back.latency_ms, back.activation_bits) == ("split", "raw", None, 8.0)
+    assert (back.program, back.objective, back.latency_ms, back.activation_bits) == ("split", "linear", None, 8.0)
     same = with_budget(configure()).allocation
     assert same == configure().allocation
 
