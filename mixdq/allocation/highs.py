@@ -4,8 +4,12 @@ HiGHS stops at an absolute gap of 1e-6 and meets rows within 1e-6. Whoever asks 
 negligible; rows are scaled here, and a solution that oversteps one all the same is forbidden and asked for again.
 """
 
+import ctypes
 import math
-from collections.abc import Mapping, Sequence
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -58,13 +62,14 @@ def best_columns(
             LinearConstraint(np.pad(row.costs, wide)[None, :], -np.inf if row.lower is None else row.lower, row.upper)
             for row in scaled
         ]
-        result = milp(
-            costs,
-            integrality=np.concatenate([np.ones(columns, dtype=np.int64), np.zeros(len(extra), dtype=np.int64)]),
-            bounds=Bounds(0, 1),
-            constraints=[LinearConstraint(_widened(ones, len(extra)), 1, 1), *limits, *links],
-            options={"mip_rel_gap": gap},
-        )
+        with _silent_output():
+            result = milp(
+                costs,
+                integrality=np.concatenate([np.ones(columns, dtype=np.int64), np.zeros(len(extra), dtype=np.int64)]),
+                bounds=Bounds(0, 1),
+                constraints=[LinearConstraint(_widened(ones, len(extra)), 1, 1), *limits, *links],
+                options={"mip_rel_gap": gap},
+            )
         if result.status == _INFEASIBLE:
             return None
         if result.status != _OPTIMAL:
@@ -136,3 +141,24 @@ def _rows_of(rows: Sequence[int], columns: Sequence[int], count: int) -> csr_arr
 
 def _widened(matrix: csr_array, more: int) -> csr_array:
     return csr_array((matrix.data, matrix.indices, matrix.indptr), shape=(matrix.shape[0], matrix.shape[1] + more))
+
+
+@contextmanager
+def _silent_output() -> Iterator[None]:
+    """Let the process write nothing to its standard output: some versions of HiGHS leave notes to themselves there."""
+    try:
+        kept = os.dup(1)
+    except OSError:  # there is none
+        yield
+        return
+    sys.stdout.flush()
+    with open(os.devnull, "wb") as nothing:
+        os.dup2(nothing.fileno(), 1)
+    try:
+        yield
+    finally:
+        # No such handle on Windows.
+        with suppress(TypeError):
+            ctypes.CDLL(None).fflush(None)
+        os.dup2(kept, 1)
+        os.close(kept)

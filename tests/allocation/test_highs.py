@@ -1,9 +1,12 @@
+import ctypes
 import itertools
+import os
+import sys
 
 import numpy as np
 import pytest
 
-from mixdq.allocation.highs import Row, best_columns, scaled_row
+from mixdq.allocation.highs import Row, _silent_output, best_columns, scaled_row
 
 
 def brute(objective, owners, rows, pairs=None):
@@ -72,3 +75,14 @@ def test_gap_is_proven() -> None:
 def test_whole_costs_are_limited_between_two_whole_numbers() -> None:
     row = scaled_row(Row(costs=np.array([30.0, 60.0, 0.0]), upper=90.0, lower=31.0))
     assert (row.costs.tolist(), row.upper, row.lower) == ([1.0, 2.0, 0.0], 3.5, 1.5)
+
+
+def test_nothing_is_printed_and_what_was_before_and_after_it_is(capfd) -> None:
+    rng = np.random.default_rng(3)
+    sys.stdout.write("before ")
+    with _silent_output():
+        os.write(1, b"a note")
+        ctypes.CDLL(None).puts(b"a buffered one")
+    best_columns(rng.random(8), [0, 0, 1, 1, 2, 2, 3, 3], [])
+    sys.stdout.write("after\n")
+    assert capfd.readouterr().out == "before after\n"
