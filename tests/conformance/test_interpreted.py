@@ -23,7 +23,8 @@ OURS = (*(f"runtime/kernels/gpu/{name}" for name in KERNELS), "runtime/backends/
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the kernels themselves run under the same suites")
 @pytest.mark.parametrize("which", ["suites", "ours"])
 def test_interpreted_kernels_pass(which: str) -> None:
-    pytest.importorskip("triton")
+    # Older interpreters fail beside newer versions of numpy.
+    pytest.importorskip("triton", minversion="3.9")
     files = (
         [*map(str, (TESTS / name for name in SUITES)), "-k", "cuda or reference_draws"]
         if which == "suites"
