@@ -8,8 +8,11 @@ from torch import Tensor
 
 from mixdq.quant.bos import BosRow
 from mixdq.types.layers import Op
-from mixdq.types.plan import LayerBits
+from mixdq.types.plan import FLOAT_BITS, LayerBits
 from mixdq.types.tensors import QParams, QTensor
+
+MAX_DEPTH = (2**31 - 1) // (255 * 128)
+"""The longest sum of products of codes that no int32 can overflow."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,3 +107,16 @@ class Backend(Protocol):
     def bind(self, request: KernelRequest, weight: QTensor, bias: Tensor | None, activation: QParams | None) -> Kernel:
         """Return the kernel for a request without refusals; `activation` is None where it is weight-only or dynamic."""
         ...
+
+
+def int32_refusals(request: KernelRequest) -> list[str]:
+    """Return why a request cannot be met by products of signed bytes that are summed in int32, in words."""
+    if request.bits.activation == FLOAT_BITS:
+        return []
+    reasons = []
+    if request.bits.weight == 8 and not request.symmetric:
+        reasons.append("8-bit weights with zero points, which would not fit signed bytes")
+    depth = torch.Size(request.weight_shape[1:]).numel()
+    if depth > MAX_DEPTH:
+        reasons.append(f"sums of {depth} products, which could overflow (at most {MAX_DEPTH})")
+    return reasons

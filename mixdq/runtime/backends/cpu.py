@@ -12,14 +12,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from mixdq.runtime.kernel import Kernel, KernelRequest
+from mixdq.runtime.kernel import Kernel, KernelRequest, int32_refusals
 from mixdq.runtime.kernels import native
 from mixdq.runtime.kernels.layers import PANEL, LayerTensors, NativeLayer, Window, filled
 from mixdq.types.plan import FLOAT_BITS
 from mixdq.types.tensors import QParams, QTensor, QuantSpec
-
-MAX_DEPTH = (2**31 - 1) // (255 * 128)
-"""The longest sum that no int32 can overflow."""
 
 
 @dataclass(frozen=True)
@@ -39,12 +36,7 @@ class CpuBackend:
         for what, dtype in (("input", request.dtype), ("output", request.output_dtype)):
             if dtype not in native.DTYPES:
                 reasons.append(f"{what}s of {dtype}")
-        if request.bits.activation != FLOAT_BITS:
-            if request.bits.weight == 8 and not request.symmetric:
-                reasons.append("8-bit weights with zero points, which would not fit signed bytes")
-            depth = torch.Size(request.weight_shape[1:]).numel()
-            if depth > MAX_DEPTH:
-                reasons.append(f"sums of {depth} products, which could overflow (at most {MAX_DEPTH})")
+        reasons += int32_refusals(request)
         trouble = native.trouble()
         if trouble is not None:
             reasons.append(trouble)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mixdq.quant.bos import CLIP_TOKENS, BosRow
 from mixdq.quant.packing import unpack
-from mixdq.runtime.kernel import Kernel, KernelRequest
+from mixdq.runtime.kernel import Kernel, KernelRequest, int32_refusals
 from mixdq.runtime.kernels.gpu import available
 from mixdq.runtime.kernels.gpu.tensors import LayerTensors, Window
 from mixdq.runtime.kernels.gpu.weights import codes_of, packed_rows, planes_of, weight_order
@@ -25,8 +25,6 @@ from mixdq.types.tensors import QParams, QTensor, QuantSpec
 if TYPE_CHECKING:
     from mixdq.runtime.kernels.gpu.layers import GpuLayer
 
-MAX_DEPTH = (2**31 - 1) // (255 * 128)
-"""The longest sum that no int32 can overflow."""
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -48,12 +46,7 @@ class CudaBackend:
         for what, dtype in (("input", request.dtype), ("output", request.output_dtype)):
             if dtype not in DTYPES:
                 reasons.append(f"{what}s of {dtype}")
-        if request.bits.activation != FLOAT_BITS:
-            if request.bits.weight == 8 and not request.symmetric:
-                reasons.append("8-bit weights with zero points, which would not fit signed bytes")
-            depth = torch.Size(request.weight_shape[1:]).numel()
-            if depth > MAX_DEPTH:
-                reasons.append(f"sums of {depth} products, which could overflow (at most {MAX_DEPTH})")
+        reasons += int32_refusals(request)
         trouble = available.trouble()
         if trouble is not None:
             reasons.append(trouble)

@@ -15,12 +15,10 @@ from mixdq.quant.affine import quantize
 from mixdq.quant.qparams import row_qparams
 from mixdq.quant.weights import weight_codes
 from mixdq.runtime.backends.reference import WeightOnly
-from mixdq.runtime.kernel import Kernel, KernelRequest
+from mixdq.runtime.kernel import Kernel, KernelRequest, int32_refusals
 from mixdq.types.plan import FLOAT_BITS
 from mixdq.types.tensors import QParams, QTensor
 
-MAX_DEPTH = (2**31 - 1) // (255 * 128)
-"""The longest sum that no int32 can overflow."""
 ALIGNMENT = 8
 """cuBLAS takes depths and widths that are multiples."""
 LEAST_ROWS = 32
@@ -42,14 +40,9 @@ class IntMmBackend:
         reasons = []
         if request.bits.weight == FLOAT_BITS:
             reasons.append("the weight is in floating point")
-        if request.bits.activation != FLOAT_BITS:
-            if not request.symmetric and request.bits.weight == 8:
-                reasons.append("8-bit weights with zero points, which would not fit signed bytes")
-            if request.groups != 1:
-                reasons.append(f"a convolution of {request.groups} groups")
-            depth = torch.Size(request.weight_shape[1:]).numel()
-            if depth > MAX_DEPTH:
-                reasons.append(f"sums of {depth} products, which could overflow (at most {MAX_DEPTH})")
+        reasons += int32_refusals(request)
+        if request.bits.activation != FLOAT_BITS and request.groups != 1:
+            reasons.append(f"a convolution of {request.groups} groups")
         if request.device == "cuda":
             if not torch.cuda.is_available():
                 reasons.append("there is no NVIDIA GPU that PyTorch sees")

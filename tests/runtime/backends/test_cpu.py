@@ -6,9 +6,9 @@ from torch.nn import functional
 
 from mixdq.errors import NonFiniteError
 from mixdq.quant.weights import dequantize_weight, quantize_weight
-from mixdq.runtime.backends.cpu import MAX_DEPTH, CpuBackend
+from mixdq.runtime.backends.cpu import CpuBackend
 from mixdq.runtime.backends.reference import ReferenceBackend
-from mixdq.runtime.kernel import HoldingKernel, KernelRequest
+from mixdq.runtime.kernel import MAX_DEPTH, HoldingKernel, KernelRequest
 from mixdq.runtime.kernels import native
 from mixdq.types.plan import LayerBits
 from mixdq.types.tensors import QParams, QuantSpec

@@ -6,9 +6,9 @@ from torch import nn
 
 from mixdq.errors import NoBackendError
 from mixdq.quant.weights import quantize_weight
-from mixdq.runtime.backends.cuda import MAX_DEPTH, CudaBackend
+from mixdq.runtime.backends.cuda import CudaBackend
 from mixdq.runtime.conv2d import QuantizedConv2d
-from mixdq.runtime.kernel import HoldingKernel, KernelRequest
+from mixdq.runtime.kernel import MAX_DEPTH, HoldingKernel, KernelRequest
 from mixdq.runtime.kernels.gpu import available
 from mixdq.runtime.layout import LayerLayout
 from mixdq.runtime.select import select

@@ -7,8 +7,8 @@ import torch
 
 from mixdq.errors import NoBackendError
 from mixdq.quant.weights import quantize_weight
-from mixdq.runtime.backends.int_mm import MAX_DEPTH, IntMmBackend
-from mixdq.runtime.kernel import KernelRequest
+from mixdq.runtime.backends.int_mm import IntMmBackend
+from mixdq.runtime.kernel import MAX_DEPTH, KernelRequest
 from mixdq.runtime.select import AUTO, BACKENDS, select
 from mixdq.types.plan import LayerBits
 
