@@ -1,11 +1,11 @@
 """The latency table: what every layer takes at every pair of widths that the program may give it, on this machine.
 
 For each pair the whole denoiser is converted to it and run; its layers are timed as they stand. What is not in the
-layers is taken from the quantized runs, for between quantized layers run kernels of our own too.
+layers is taken from the quantized runs, for between quantized layers run kernels of our own too. A plan that gives all
+layers one pair is foretold what it took.
 """
 
 import logging
-import statistics
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
@@ -16,6 +16,7 @@ from torch import nn
 from mixdq.allocation.joint import candidates
 from mixdq.conversion.convert import convert
 from mixdq.evaluation.latency import LayerTimes, time_layers
+from mixdq.evaluation.pace import Pace
 from mixdq.pipeline.trace import record_calls, replay
 from mixdq.runtime.select import AUTO
 from mixdq.store.latency_file import read_latency, write_latency
@@ -27,7 +28,7 @@ from mixdq.types.tensors import CalibrationRecord
 from mixdq.workflow.doctor import machine_facts
 from mixdq.workflow.planning import LATENCY, latency_origin
 from mixdq.workflow.session import Session
-from mixdq.workflow.settings import evaluation_prompts
+from mixdq.workflow.settings import device_of, evaluation_prompts
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +61,7 @@ def measure_latency(
             table,
             record,
             {layer.name: candidates(layer, budget) for layer in table},
+            Pace(device_of(config)),
             backend=config.conversion.backend,
             symmetric=config.conversion.symmetric,
             rounding=config.conversion.rounding,
@@ -84,6 +86,7 @@ def latency_table(
     table: LayerTable,
     record: CalibrationRecord,
     widths: Mapping[str, Sequence[LayerBits]],
+    pace: Pace,
     *,
     backend: str = AUTO,
     symmetric: bool = True,
@@ -95,12 +98,10 @@ def latency_table(
 ) -> LatencyTable:
     """Return the milliseconds of every layer at its `widths` within one `call` of the denoiser that `load` gives anew.
 
-    Raises what `mixdq.conversion.convert.convert` raises.
+    At the typical `pace` of the time that it takes. Raises what `mixdq.conversion.convert.convert` raises.
     """
     every = sorted({bits for pairs in widths.values() for bits in pairs} | {FLOAT}, key=str)
-    layers: dict[str, dict[str, float]] = {layer.name: {} for layer in table}
-    quantized: list[LayerTimes] = []
-    floating = 0.0
+    found: dict[LayerBits, LayerTimes] = {}
     for done, bits in enumerate(every):
         progress(done, len(every), "latency")
         # Those that cannot have it take it all the same, lest what lies between layers be another model's.
@@ -118,17 +119,32 @@ def latency_table(
                 activations=activations,
             )
         modules = {layer.name: denoiser.get_submodule(layer.name) for layer in table}
-        times = time_layers(partial(call, denoiser), modules, repeats=repeats)
+        times = found[bits] = time_layers(partial(call, denoiser), modules, pace, repeats=repeats)
         # Before the next is loaded.
         del denoiser, modules
-        for name, pairs in widths.items():
-            if bits in pairs:
-                layers[name][str(bits)] = times.layers[name]
-        if bits == FLOAT:
-            floating = times.rest
-        else:
-            quantized.append(times)
         log.info("%s: %.2f ms a call, %.2f ms of it between the layers", bits, times.whole, times.rest)
     progress(len(every), len(every), "latency")
-    rest = statistics.median(times.rest for times in quantized) if quantized else floating
-    return LatencyTable(layers=layers, rest=rest, machine=machine_facts(), origin=origin or {})
+    # As at the pace of the whole time, not of its beginning.
+    return table_of_times(found, widths, scale=pace.typical, origin=origin)
+
+
+def table_of_times(
+    found: Mapping[LayerBits, LayerTimes],
+    widths: Mapping[str, Sequence[LayerBits]],
+    *,
+    scale: float = 1.0,
+    origin: Mapping[str, str] | None = None,
+) -> LatencyTable:
+    """Return `scale` times what was `found`, of each layer at its `widths`.
+
+    What lies between the layers takes longer beside some widths than beside others, which is put on the layers there:
+    a plan that gives all layers one pair is foretold what was found with it.
+    """
+    rest = min([times.rest for bits, times in found.items() if bits != FLOAT] or [found[FLOAT].rest])
+    layers: dict[str, dict[str, float]] = {name: {} for name in widths}
+    for bits, times in found.items():
+        total = sum(times.layers.values())
+        share = scale * max(times.whole - rest, 0.0) / total if total else 0.0
+        for name in (name for name, pairs in widths.items() if bits in pairs):
+            layers[name][str(bits)] = share * times.layers[name]
+    return LatencyTable(layers=layers, rest=scale * rest, machine=machine_facts(), origin=origin or {})

@@ -2,11 +2,13 @@ import pytest
 
 from mixdq.allocation import joint
 from mixdq.errors import ArtifactError, StaleArtifactError
+from mixdq.evaluation.latency import LayerTimes
 from mixdq.store.latency_file import read_latency
 from mixdq.store.table_file import read_layers
 from mixdq.testing import tiny_sdxl_pipeline
-from mixdq.types.plan import LayerBits
+from mixdq.types.plan import BitPlan, LayerBits
 from mixdq.workflow import planning, steps
+from mixdq.workflow.latency import FLOAT, table_of_times
 from mixdq.workflow.session import Session
 from mixdq.workflow.settings import with_budget
 
@@ -45,6 +47,22 @@ def test_a_budget_of_time_is_met_as_the_table_has_it(timed) -> None:
     assert plan.solver.values["latency_ms"] == latency.of(plan) <= limit
     assert plan.solver.gap <= joint.LATENCY_GAP
     assert plan.origin["latency"]
+
+
+def test_one_pair_for_all_layers_is_foretold_what_it_took_whatever_lay_between_them() -> None:
+    eight, four = LayerBits(weight=8, activation=8), LayerBits(weight=4, activation=8)
+    found = {
+        FLOAT: LayerTimes(layers={"a": 50.0, "b": 0.0}, rest=1.0),
+        eight: LayerTimes(layers={"a": 10.0, "b": 30.0}, rest=7.0),
+        four: LayerTimes(layers={"a": 5.0, "b": 35.0}, rest=3.0),
+    }
+    latency = table_of_times(found, {"a": (eight, four), "b": (eight, four)}, scale=2.0)
+    for bits in (eight, four):
+        plan = BitPlan(name="one pair", layers=dict.fromkeys("ab", bits))
+        assert latency.of(plan) == pytest.approx(2.0 * found[bits].whole)
+    # Of what lay between the layers with 8 bits, three quarters are the second layer's.
+    assert latency.of(BitPlan(name="mixed", layers={"a": four, "b": eight})) == pytest.approx(2.0 * (3.0 + 5.0 + 33.0))
+    assert table_of_times({FLOAT: found[FLOAT]}, {"a": (FLOAT,), "b": (FLOAT,)}).rest == 1.0
 
 
 def test_time_without_a_table_or_with_another_models_names_the_command(run) -> None:
