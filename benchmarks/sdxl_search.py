@@ -12,8 +12,8 @@ from benchmarks.conversion import record_of, table_of
 from mixdq.evaluation.memory import peak_resident_bytes, reset_peak_resident, resident_bytes
 from mixdq.pipeline.generate import GenerationSpec
 from mixdq.pipeline.trace import DenoiserCall, Trace, TraceBatch, replay
-from mixdq.sensitivity.losses import Losses
 from mixdq.sensitivity.measure import EXACT_SHARE, METRIC_OF
+from mixdq.sensitivity.products import Products
 from mixdq.sensitivity.sketch import VECTORS_A_ROUND
 from mixdq.sensitivity.trial import TrialScorer, list_trials
 from mixdq.testing import tiny_sdxl_pipeline
@@ -57,10 +57,10 @@ def cost(size: str, side: int, *, checkpointing: bool = False) -> dict[str, floa
     trial = sum(_seconds(lambda one=one: scorer(one)) for one in some) / len(some)
     before = resident_bytes() or 0
     reset_peak_resident()
-    losses = Losses(probed, scorer, "sqnr", checkpointing=checkpointing)
-    losses.add(2)
+    products = Products(probed, scorer, "sqnr", checkpointing=checkpointing)
+    products(0, range(2))
     peak = peak_resident_bytes() or 0
-    one, three = (_seconds(lambda count=count: losses.add(count)) for count in (1, 3))
+    one, three = (_seconds(lambda count=count: products(0, range(count))) for count in (1, 3))
     vector = (three - one) / 2
     sketch = len(set(METRIC_OF.values())) * VECTORS / VECTORS_A_ROUND * (one + (VECTORS_A_ROUND - 1) * vector)
     exact = EXACT_SHARE * len(trials) * trial

@@ -14,10 +14,11 @@ from mixdq.errors import ConfigError
 from mixdq.pipeline.family import ModelFamily, Pipeline
 from mixdq.pipeline.generate import GenerationSpec
 from mixdq.pipeline.trace import record_calls
-from mixdq.sensitivity.engines.base import Engine
+from mixdq.sensitivity.desk import Desk
+from mixdq.sensitivity.engines.base import Engine, Team
 from mixdq.sensitivity.engines.local import run_local
 from mixdq.sensitivity.hybrid import next_trials
-from mixdq.sensitivity.resume import MemorySink, Sink
+from mixdq.sensitivity.resume import MemorySink, Sink, VectorSink
 from mixdq.sensitivity.sketch import TOLERANCE, check_sketched, sketch
 from mixdq.sensitivity.trial import Trial, TrialScorer, list_trials
 from mixdq.types.layers import Group, LayerTable
@@ -55,6 +56,7 @@ def measure(
     exact_share: float = EXACT_SHARE,
     checkpointing: bool = False,
     resume: Sink | None = None,
+    vectors: VectorSink | None = None,
     progress: Progress = no_progress,
 ) -> SensitivityTable:
     """Return the score of every layer of `table`, weight and input, at every width of its group.
@@ -68,16 +70,16 @@ def measure(
         symmetric, rounding: how weights are quantized.
         activations: whether inputs are scaled as calibrated or at run time.
         batch_size: prompts in one denoiser call; pictures differ by float rounding from one batch size to another.
-        engine: who runs the trials that are measured exactly, from `mixdq.sensitivity.engines.find_engine`; the scores
-            do not depend on it.
+        engine: who does the work, from `mixdq.sensitivity.engines.find_engine`; the scores do not depend on it.
         method: one of `METHODS`.
         tolerance: of sketched scores; see `sketch`.
         exact_share: how many of the trials "hybrid" measures exactly, at most.
         checkpointing: whether backward passes save memory at the cost of time; see `pipeline.gradient`.
         resume: scores measured before with the same settings, and where each new one goes as soon as it is known; its
-            origin becomes the table's. Only the scores asked for are returned, whatever else it holds. Sketched ones
-            are known all together, metric by metric: an interrupted sketch is begun again, and gives the same.
-        progress: told after each trial.
+            origin becomes the table's. Only the scores asked for are returned, whatever else it holds.
+        vectors: what a sketch found before of the same trials, and where each new slice of it goes: estimates are
+            scores only when the last vector is known.
+        progress: told after each slice of a sketch, and after each trial.
 
     Raises:
         ConfigError: no metric or method has that name, or a metric cannot be sketched.
@@ -106,31 +108,46 @@ def measure(
         activations=activations,
     )
 
-    def run(exact: Sequence[Trial], done: int, total: int) -> None:
-        progress(done, total, "sensitivity")
-        for number, scores in enumerate(engine(exact, scorer), start=done + 1):
-            for score in scores:
+    missing = {
+        metric: of_metric
+        for metric, of_metric in by_metric(trials).items()
+        if method != "exact" and not sink.done >= {key for trial in of_metric for key in trial.keys}
+    }
+    desk = Desk(scorer, missing, checkpointing=checkpointing)
+    with engine(desk) as team:
+        if method == "exact":
+            left = _without(trials, sink.done)
+            known = len(trials) - len(left)
+            _run(team, left, sink, known, len(trials), progress)
+            log.info("measured %d trials on %d layers (%d were known)", len(trials), len(table), known)
+            return known_table(trials, sink)
+        kept: VectorSink = {} if vectors is None else vectors
+        for score in sketch(desk, team, kept, tolerance=tolerance, progress=progress):
+            if score.key not in sink.done:
                 sink.append(score)
-                log.debug("%s %s %d: %s %.6g", score.layer, score.role, score.num_bits, score.metric, score.value)
-            progress(number, total, "sensitivity")
-
-    if method == "exact":
-        left = _without(trials, sink.done)
-        run(left, len(trials) - len(left), len(trials))
-        log.info("measured %d trials on %d layers (%d were known)", len(trials), len(table), len(trials) - len(left))
-        return known_table(trials, sink)
-    for metric in sorted({metric for trial in trials for metric in trial.metrics}):
-        of_metric = [replace(trial, metrics=(metric,)) for trial in trials if metric in trial.metrics]
-        if not sink.done >= {key for trial in of_metric for key in trial.keys}:
-            scores = sketch(of_metric, scorer, tolerance=tolerance, checkpointing=checkpointing, progress=progress)
-            for score in scores:
-                if score.key not in sink.done:
-                    sink.append(score)
-    count = _exact_count(trials, method, exact_share)
-    while chosen := _next(trials, table, sink, count):
-        run(chosen, _measured(trials, sink), count)
+        count = _exact_count(trials, method, exact_share)
+        while chosen := _next(trials, table, sink, count):
+            _run(team, chosen, sink, _measured(trials, sink), count, progress)
     log.info("estimated %d trials on %d layers, and measured %d of them", len(trials), len(table), count)
     return known_table(trials, sink)
+
+
+def _run(team: Team, trials: Sequence[Trial], sink: Sink, done: int, total: int, progress: Progress) -> None:
+    """Score trials exactly and keep the scores."""
+    progress(done, total, "sensitivity")
+    for number, scores in enumerate(team.map(Desk.score, trials), start=done + 1):
+        for score in scores:
+            sink.append(score)
+            log.debug("%s %s %d: %s %.6g", score.layer, score.role, score.num_bits, score.metric, score.value)
+        progress(number, total, "sensitivity")
+
+
+def by_metric(trials: Sequence[Trial]) -> dict[str, list[Trial]]:
+    """Return what is sketched together: metric, in alphabetical order -> its trials, of this metric alone."""
+    return {
+        metric: [replace(trial, metrics=(metric,)) for trial in trials if metric in trial.metrics]
+        for metric in sorted({metric for trial in trials for metric in trial.metrics})
+    }
 
 
 def is_complete(

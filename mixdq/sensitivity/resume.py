@@ -1,12 +1,14 @@
-"""Scores kept as they are measured, so that an interrupted analysis continues where it stopped.
+"""Scores and vectors kept as they are found, so that an interrupted analysis continues where it stopped.
 
-What the analysis asks of a keeper, and the one in memory; the file is `mixdq.store.table_file.SensitivityLog`.
+What the analysis asks of a keeper, and the one in memory; the files are `mixdq.store.table_file.SensitivityLog` and
+`mixdq.store.sketch_file.SketchLog`.
 """
 
 from collections.abc import Mapping, Set
 from typing import Protocol
 
-from mixdq.types.scores import Score, ScoreKey, SensitivityTable
+from mixdq.sensitivity.products import Floats
+from mixdq.types.scores import Score, ScoreKey, SensitivityTable, VectorKey
 
 
 class Sink(Protocol):
@@ -32,6 +34,25 @@ class Sink(Protocol):
 
     def append(self, score: Score) -> None:
         """Keep one more score, or an exact one in the place of an estimate."""
+        ...
+
+
+class VectorSink(Protocol):
+    """Where the products of vectors go, [samples, trials] each, and where those of an earlier run come from.
+
+    In memory a dict will do. Whoever opens another vouches as for a `Sink`, and for the trials and their order.
+    """
+
+    def __contains__(self, key: VectorKey, /) -> bool:
+        """Say whether a vector is known."""
+        ...
+
+    def __getitem__(self, key: VectorKey, /) -> Floats:
+        """Return its products."""
+        ...
+
+    def update(self, found: Mapping[VectorKey, Floats], /) -> None:
+        """Keep more vectors."""
         ...
 
 

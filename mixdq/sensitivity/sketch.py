@@ -10,11 +10,18 @@ backward pass of <v, f> gives these products for every layer and width (`probe`)
 What first order leaves out: the layer's error may be too large for it (2 bits, say), and clipped pixels count nothing.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
 
 from mixdq.errors import ConfigError
-from mixdq.sensitivity.losses import SKETCHED, Losses
-from mixdq.sensitivity.trial import Trial, TrialScorer
+from mixdq.sensitivity.desk import Desk, Slice
+from mixdq.sensitivity.engines.base import Team
+from mixdq.sensitivity.losses import Losses
+from mixdq.sensitivity.products import SKETCHED
+from mixdq.sensitivity.resume import VectorSink
+from mixdq.sensitivity.trial import Trial
 from mixdq.types.progress import Progress, no_progress
 from mixdq.types.scores import Score
 
@@ -23,32 +30,39 @@ VECTORS_A_ROUND, MOST_VECTORS = 4, 32
 
 
 def sketch(
-    trials: Sequence[Trial],
-    scorer: TrialScorer,
-    *,
-    tolerance: float = TOLERANCE,
-    checkpointing: bool = False,
-    progress: Progress = no_progress,
+    desk: Desk, team: Team, known: VectorSink, *, tolerance: float = TOLERANCE, progress: Progress = no_progress
 ) -> list[Score]:
-    """Return the score of each trial, with its standard error; the model is the same before and after.
+    """Return the score of each trial that is sketched at `desk`, metric by metric, with its standard error.
 
-    All trials have one metric, the same. Vectors are added until the median trial's loss is known up to a share
-    `tolerance` of itself (one standard error), or there are `MOST_VECTORS`. A trial that no gradient reaches, or whose
-    rounding changes nothing, is scored by `scorer`, exactly.
+    Vectors are added until the median trial's loss is known up to a share `tolerance` of itself (one standard error),
+    or there are `MOST_VECTORS`. Those in `known` are not made again, and new ones go there slice by slice. A trial that
+    no gradient reaches, or whose rounding changes nothing, is scored exactly.
 
-    Raises:
-        ConfigError: the metric cannot be sketched.
-        UnsupportedModelError: the denoiser or the decoder cannot be differentiated, or there is no memory for it.
-        NonFiniteError: a gradient holds NaN or infinity; names the layer.
+    Raises what `Desk.products` and `Desk.score` raise.
     """
-    check_sketched(trials)
-    (metric,) = {metric for trial in trials for metric in trial.metrics}
-    losses = Losses(trials, scorer, metric, checkpointing=checkpointing)
-    while losses.vectors < MOST_VECTORS and (not losses.vectors or losses.error > tolerance):
-        progress(losses.vectors, MOST_VECTORS, f"sketching {metric}")
-        losses.add(VECTORS_A_ROUND)
-    progress(MOST_VECTORS, MOST_VECTORS, f"sketching {metric}")
-    return [score or scorer(trial)[0] for trial, score in zip(trials, losses.scores(), strict=True)]
+    losses = {metric: Losses(trials, metric) for metric, trials in desk.sketched.items()}
+    while left := [metric for metric, one in losses.items() if one.vectors < _wanted(desk, one, tolerance)]:
+        rounds = {metric: range(losses[metric].vectors, losses[metric].vectors + VECTORS_A_ROUND) for metric in left}
+        total = sum(desk.parts(metric) * _wanted(desk, one, tolerance) for metric, one in losses.items())
+        done = sum(desk.parts(metric) * one.vectors for metric, one in losses.items())
+        slices = _slices(desk, rounds, known, team.workers)
+        done += sum(desk.parts(metric) * VECTORS_A_ROUND for metric in left) - sum(len(one.numbers) for one in slices)
+        progress(done, total, "sketch")
+        for one, products in zip(slices, team.map(Desk.products, slices), strict=True):
+            known.update(
+                {(one.metric, one.part, number): row for number, row in zip(one.numbers, products, strict=True)}
+            )
+            done += len(one.numbers)
+            progress(done, total, "sketch")
+        for metric, numbers in rounds.items():
+            parts = range(desk.parts(metric))
+            losses[metric].add(
+                np.stack([np.concatenate([known[metric, part, number] for part in parts]) for number in numbers])
+            )
+    if losses:
+        done = sum(desk.parts(metric) * one.vectors for metric, one in losses.items())
+        progress(done, done, "sketch")
+    return list(_scores(desk, team, losses))
 
 
 def check_sketched(trials: Sequence[Trial]) -> None:
@@ -59,3 +73,46 @@ def check_sketched(trials: Sequence[Trial]) -> None:
             f"metric {', '.join(strange)} can be measured exactly only: set sensitivity.method = 'exact'. "
             f"Sketched are {' and '.join(SKETCHED)}"
         )
+
+
+def _wanted(desk: Desk, losses: Losses, tolerance: float) -> int:
+    """Return about how many vectors will do; no more than there are where these do."""
+    if losses.vectors:
+        times = losses.error / tolerance
+        if times <= 1.0:
+            return losses.vectors
+        needed = losses.vectors * times * times
+    else:
+        # The square of a normal variable has a variance of twice its mean squared.
+        needed = 2.0 / len(desk.scorer.trace.pictures) / tolerance / tolerance
+    rounds = max(math.ceil(min(needed, MOST_VECTORS) / VECTORS_A_ROUND), losses.vectors // VECTORS_A_ROUND + 1)
+    return min(rounds * VECTORS_A_ROUND, MOST_VECTORS)
+
+
+def _slices(desk: Desk, rounds: Mapping[str, range], known: VectorSink, workers: int) -> list[Slice]:
+    """Return the vectors that are not known: a round of a part together, or in pieces until every worker has one."""
+    parts = [(metric, part) for metric in rounds for part in range(desk.parts(metric))]
+    size = math.ceil(VECTORS_A_ROUND / math.ceil(workers / len(parts)))
+    slices = []
+    for metric, part in parts:
+        missing = tuple(number for number in rounds[metric] if (metric, part, number) not in known)
+        slices += [
+            Slice(metric=metric, part=part, numbers=missing[first : first + size])
+            for first in range(0, len(missing), size)
+        ]
+    return slices
+
+
+def _scores(desk: Desk, team: Team, losses: Mapping[str, Losses]) -> Iterator[Score]:
+    """Yield the scores, those that no vector tells of measured."""
+    estimates = {metric: one.scores() for metric, one in losses.items()}
+    unknown = [
+        trial
+        for metric, trials in desk.sketched.items()
+        for trial, score in zip(trials, estimates[metric], strict=True)
+        if score is None
+    ]
+    measured = team.map(Desk.score, unknown)
+    for scores in estimates.values():
+        for score in scores:
+            yield score or next(measured)[0]

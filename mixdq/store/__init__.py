@@ -3,5 +3,6 @@ read with suspicion.
 
 `artifact` has what all share; `json_file` the plain ones (receipts, evaluations); `plan_file` plans in TOML;
 `table_file` layers.json and sensitivity.csv, the one file that grows row by row; `record_file` calibration, the only
-one with tensors and torch. What the values mean is the business of `mixdq.types`. Nothing is ever pickled.
+one with torch; `sketch_file` the vectors of a sketch. What the values mean is the business of `mixdq.types`. Nothing
+is ever pickled.
 """

@@ -1,18 +1,17 @@
-"""calibration.safetensors: ranges and BOS rows; the only file of a run with tensors.
+"""calibration.safetensors: ranges and BOS rows.
 
-Ranges, schema and origin are JSON under the single metadata key "mixdq" (one key, because safetensors writes several
-in no fixed order); tensors are "bos_input" and "bos_output/<layer>".
+Ranges are in the header (`tensor_header`); tensors are "bos_input" and "bos_output/<layer>".
 """
 
-import json
 from pathlib import Path
 
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
-from mixdq.store.artifact import Schema, atomic_write, bad_format, check_schema, read_bytes
-from mixdq.store.json_file import decode, encode, parse_json
+from mixdq.store.artifact import Schema, atomic_write, bad_format, read_bytes
+from mixdq.store.json_file import decode, encode
+from mixdq.store.tensor_header import read_tensor_header, tensor_header
 from mixdq.types.tensors import ActivationRange, CalibrationRecord
 
 CALIBRATION = Schema("calibration", "mixdq calibrate")
@@ -29,20 +28,14 @@ def write_record(path: Path, record: CalibrationRecord) -> None:
     if record.bos_input is not None:
         rows[_INPUT] = record.bos_input
     tensors = {name: row.detach().cpu().contiguous().clone() for name, row in rows.items()}
-    header = {
-        "schema": str(CALIBRATION),
-        "origin": dict(record.origin),
-        "ranges": encode(_Ranges, dict(record.ranges)),
-    }
-    atomic_write(path, safetensors.torch.save(tensors, metadata={"mixdq": json.dumps(header)}))
+    header = tensor_header(CALIBRATION, {"ranges": encode(_Ranges, dict(record.ranges))}, record.origin)
+    atomic_write(path, safetensors.torch.save(tensors, metadata=header))
 
 
 def read_record(path: Path) -> CalibrationRecord:
     """Return the record of a file; ArtifactError where it is missing, foreign, damaged, newer, or not finite."""
     data = read_bytes(path, CALIBRATION, MAX_RECORD_BYTES)
-    header = _header(path, data)
-    check_schema(path, header.pop("schema", None), CALIBRATION)
-    origin = decode(path, CALIBRATION, dict[str, str], header.pop("origin", None))
+    header, origin = read_tensor_header(path, data, CALIBRATION)
     ranges = decode(path, CALIBRATION, _Ranges, header.pop("ranges", None))
     if header:
         raise bad_format(path, CALIBRATION, f"unknown key {min(header)!r}")
@@ -57,24 +50,6 @@ def read_record(path: Path) -> CalibrationRecord:
         bos_outputs={name: outputs[name] for name in sorted(outputs, key=lambda name: (order.get(name, -1), name))},
         origin=origin,
     )
-
-
-def _header(path: Path, data: bytes) -> dict[str, object]:
-    """Return what the file says of itself: eight bytes of length, then JSON, as safetensors lays it out."""
-    length = int.from_bytes(data[:8], "little")
-    if len(data) < 8 or length > len(data) - 8:
-        raise bad_format(path, CALIBRATION, "it is truncated")
-    try:
-        text = data[8 : 8 + length].decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise bad_format(path, CALIBRATION, "its header is not text") from error
-    outer = parse_json(path, CALIBRATION, text)
-    metadata = outer.get("__metadata__") if isinstance(outer, dict) else None
-    inner = metadata.get("mixdq") if isinstance(metadata, dict) else None
-    header = parse_json(path, CALIBRATION, inner) if isinstance(inner, str) else None
-    if not isinstance(header, dict):
-        raise bad_format(path, CALIBRATION, "it has no header of MixDQ")
-    return header
 
 
 def _tensors(path: Path, data: bytes) -> dict[str, torch.Tensor]:

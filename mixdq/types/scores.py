@@ -14,6 +14,9 @@ ROLES: tuple[Role, ...] = ("weight", "activation")
 ScoreKey = tuple[str, Role, int, str]
 """What names a score: layer, role, bits, metric."""
 
+VectorKey = tuple[str, int, int]
+"""What names a vector of a sketch on one part of the recorded run: metric, part, number."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Score:

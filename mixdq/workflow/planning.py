@@ -13,6 +13,7 @@ from mixdq.store.artifact import digest_of, digest_of_file, expect_origin
 from mixdq.store.latency_file import read_latency
 from mixdq.store.objective_file import read_objective
 from mixdq.store.plan_file import read_plan, write_plan
+from mixdq.store.sketch_file import Columns
 from mixdq.store.table_file import read_layers, read_sensitivity
 from mixdq.types.layers import LayerTable
 from mixdq.types.plan import BitPlan
@@ -20,8 +21,8 @@ from mixdq.types.scores import SensitivityTable
 from mixdq.workflow.session import Session, prompts_digest
 from mixdq.workflow.settings import generation_of, sensitivity_prompts
 
-OBJECTIVE, LATENCY = "objective.json", "latency.json"
-"""Files of a run: how losses add up to a picture's error; milliseconds of every layer."""
+OBJECTIVE, LATENCY, SKETCH = "objective.json", "latency.json", "sketch.safetensors"
+"""Files of a run: how losses add up to a picture's error; milliseconds of every layer; the vectors of a sketch."""
 
 
 def allocate(session: Session, *, own: bool = True) -> list[BitPlan]:
@@ -72,24 +73,47 @@ def sensitivity_origin(session: Session) -> dict[str, str]:
 
     The calibration's digest is absent where there is no calibration: the two tables are all that allocation needs.
     """
-    config, calibration = session.config, session.paths.calibration
+    config = session.config
     sketched = config.sensitivity
     return {
-        **({"calibration": digest_of_file(calibration)} if calibration.exists() else {}),
-        "prompts": prompts_digest(sensitivity_prompts(config)),
+        **_measured_on(session),
         "settings": digest_of(
             [
-                config.sensitivity.ssim_window,
-                config.conversion.symmetric,
-                config.conversion.rounding,
-                config.conversion.activations,
-                generation_of(config),
+                *_measured_as(config),
                 # Tables that were measured before there was another way stay good.
                 *([] if sketched.method == "exact" else [sketched.method, sketched.tolerance]),
                 *([sketched.exact_share] if sketched.method == "hybrid" else []),
             ]
         ),
     }
+
+
+def sketch_origin(session: Session, columns: Columns) -> dict[str, str]:
+    """Return what the vectors of a run's sketch must have been made from; how many are wanted does not count."""
+    config = session.config
+    return {
+        **_measured_on(session),
+        "settings": digest_of([*_measured_as(config), config.generation.batch_size]),
+        "columns": digest_of(columns),
+    }
+
+
+def _measured_on(session: Session) -> dict[str, str]:
+    calibration = session.paths.calibration
+    return {
+        **({"calibration": digest_of_file(calibration)} if calibration.exists() else {}),
+        "prompts": prompts_digest(sensitivity_prompts(session.config)),
+    }
+
+
+def _measured_as(config: RunConfig) -> list[object]:
+    return [
+        config.sensitivity.ssim_window,
+        config.conversion.symmetric,
+        config.conversion.rounding,
+        config.conversion.activations,
+        generation_of(config),
+    ]
 
 
 def latency_origin(session: Session, table: LayerTable) -> dict[str, str]:

@@ -9,16 +9,13 @@ from pathlib import Path
 
 from mixdq.calibration import collect
 from mixdq.config import match_layers
-from mixdq.errors import ArtifactFormatError, StaleArtifactError
 from mixdq.pipeline.layers import list_layers
 from mixdq.selection import choose as selection
-from mixdq.sensitivity import measure as sensitivity
-from mixdq.sensitivity.trial import list_trials
 from mixdq.store.artifact import digest_of, digest_of_file
 from mixdq.store.json_file import read_json, write_json
 from mixdq.store.plan_file import dump_plan, read_plan, write_plan
 from mixdq.store.record_file import read_record, write_record
-from mixdq.store.table_file import LAYERS, SensitivityLog, read_layers, write_layers
+from mixdq.store.table_file import LAYERS, read_layers, write_layers
 from mixdq.types.evaluation import Evaluation
 from mixdq.types.latency import LatencyTable
 from mixdq.types.layers import Group, LayerTable
@@ -26,11 +23,11 @@ from mixdq.types.plan import BitPlan
 from mixdq.types.receipt import Receipt
 from mixdq.types.scores import ErrorModel, SensitivityTable
 from mixdq.types.tensors import CalibrationRecord
-from mixdq.workflow import latency, objective, planning, variants
+from mixdq.workflow import latency, measuring, objective, planning, variants
 from mixdq.workflow.doctor import check_backend_works
 from mixdq.workflow.fitting import ARCHITECTURE, architecture_digest, carried_plan
 from mixdq.workflow.reporting import CHOICE, report
-from mixdq.workflow.session import Session, aside, prompts_digest
+from mixdq.workflow.session import Session, prompts_digest
 from mixdq.workflow.settings import (
     calibration_prompts,
     device_of,
@@ -38,7 +35,6 @@ from mixdq.workflow.settings import (
     engine_of,
     generation_of,
     selection_prompts,
-    sensitivity_prompts,
 )
 
 METRICS_OF: dict[Group, tuple[str, ...]] = {"content": ("ssim",), "quality": ("sqnr",)}
@@ -141,59 +137,12 @@ def calibrate_as(
 def measure(session: Session, *, metric_of: dict[Group, tuple[str, ...]] | None = None) -> SensitivityTable:
     """Return the scores of every layer, written to sensitivity.csv row by row.
 
-    A table that was made from other inputs, or is damaged, is kept under another name, and a new one begun; a damaged
-    one only where measuring itself was asked for.
-
     Raises:
         ArtifactFormatError: everything was asked for, and the table is damaged.
         ConfigError, ClusterError: the engine cannot work.
     """
     record = calibrate(session, own=False)
-    table = inspect(session, own=False)
-    config, path = session.config, session.paths.sensitivity
-    prompts = sensitivity_prompts(config)
-    metrics = metric_of or METRICS_OF
-    origin = planning.sensitivity_origin(session)
-    settings = config.sensitivity
-    estimated = settings.method != "exact"
-    try:
-        with session.advising(path, f"mixdq sensitivity {session.paths.root}"):
-            log = SensitivityLog.open(path, origin, estimated=estimated)
-    except (StaleArtifactError, ArtifactFormatError) as error:
-        if session.everything and isinstance(error, ArtifactFormatError):
-            raise
-        aside(path)
-        log = SensitivityLog.open(path, origin, estimated=estimated)
-    with log:
-        trials = list_trials(table, config.allocation.weight_choices, config.allocation.activation_choices, metrics)
-        if sensitivity.is_complete(trials, table, log, method=settings.method, exact_share=settings.exact_share):
-            # Found out here, so that no model is loaded in vain.
-            session.say_up_to_date(path)
-            return sensitivity.known_table(trials, log)
-        engine = engine_of(config, in_memory=session.in_memory)
-        return sensitivity.measure(
-            session.pipe,
-            session.family,
-            table,
-            record,
-            prompts,
-            session.spec,
-            weight_bits=config.allocation.weight_choices,
-            activation_bits=config.allocation.activation_choices,
-            metric_of=metrics,
-            ssim_window=settings.ssim_window,
-            symmetric=config.conversion.symmetric,
-            rounding=config.conversion.rounding,
-            activations=config.conversion.activations,
-            batch_size=config.generation.batch_size,
-            engine=engine,
-            method=settings.method,
-            tolerance=settings.tolerance,
-            exact_share=settings.exact_share,
-            checkpointing=settings.checkpointing,
-            resume=log,
-            progress=session.progress,
-        )
+    return measuring.measure(session, inspect(session, own=False), record, metric_of or METRICS_OF)
 
 
 def fit(session: Session, *, own: bool = True) -> ErrorModel:

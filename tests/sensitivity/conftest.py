@@ -1,5 +1,6 @@
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+import numpy as np
 import pytest
 
 from mixdq.calibration.collect import calibrate
@@ -7,6 +8,7 @@ from mixdq.pipeline.family import find_family
 from mixdq.pipeline.generate import GenerationSpec
 from mixdq.pipeline.layers import list_layers
 from mixdq.pipeline.trace import record_calls
+from mixdq.sensitivity.products import Floats, Products
 from mixdq.sensitivity.trial import Trial, TrialScorer, list_trials
 
 PROMPTS = ["a cat", "a dog at sea", "a red boat"]
@@ -43,3 +45,14 @@ def eight_bit_trials() -> Callable[[TrialScorer, str], tuple[Trial, ...]]:
         return list_trials(scorer.layers.values(), widths, widths, metrics)
 
     return trials
+
+
+@pytest.fixture
+def products_of() -> Callable[..., Floats]:
+    """The products of the first vectors on the whole recorded run."""
+
+    def compute(trials: Sequence[Trial], scorer: TrialScorer, metric: str, count: int) -> Floats:
+        products = Products(trials, scorer, metric)
+        return np.concatenate([products(part, range(count)) for part in range(products.parts)], axis=1)
+
+    return compute

@@ -1,12 +1,29 @@
+from collections.abc import Sequence
+
 import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline
 
 from mixdq.errors import ConfigError
 from mixdq.pipeline.generate import GenerationSpec
-from mixdq.sensitivity.sketch import MOST_VECTORS, VECTORS_A_ROUND, sketch
-from mixdq.sensitivity.trial import Trial
+from mixdq.sensitivity.desk import Desk
+from mixdq.sensitivity.engines.local import run_local
+from mixdq.sensitivity.products import Floats
+from mixdq.sensitivity.resume import VectorSink
+from mixdq.sensitivity.sketch import MOST_VECTORS, VECTORS_A_ROUND, check_sketched, sketch
+from mixdq.sensitivity.trial import Trial, TrialScorer
 from mixdq.testing import tiny_sdxl_pipeline
+from mixdq.types.scores import Score, VectorKey
+
+
+def sketched(
+    trials: Sequence[Trial], scorer: TrialScorer, known: VectorSink, *, workers: int = 1, **options: object
+) -> list[Score]:
+    """Scores as the local engine finds them, cut into slices as for so many workers."""
+    desk = Desk(scorer, {trials[0].metrics[0]: trials})
+    with run_local(desk) as team:
+        team.workers = workers
+        return sketch(desk, team, known, **options)
 
 
 @pytest.mark.parametrize(
@@ -20,12 +37,44 @@ def test_vectors_are_added_until_the_median_loss_is_known_well_enough(
     scorer = build_scorer(tiny_sdxl_pipeline, GenerationSpec())
     trials = eight_bit_trials(scorer, "sqnr")[::5]
     told: list[tuple[int, int, str]] = []
-    scores = sketch(trials, scorer, tolerance=tolerance, progress=lambda *what: told.append(what))
+    known: dict[VectorKey, Floats] = {}
+    scores = sketched(trials, scorer, known, tolerance=tolerance, progress=lambda *what: told.append(what))
     assert [score.key for score in scores] == [trial.keys[0] for trial in trials]
     assert all(score.stderr for score in scores)
-    done = [number for number, _, _ in told]
-    assert done == [*range(0, len(told) * VECTORS_A_ROUND - VECTORS_A_ROUND, VECTORS_A_ROUND), MOST_VECTORS]
-    assert fewest <= (len(told) - 1) * VECTORS_A_ROUND <= most
+    assert fewest <= len(known) <= most
+    assert known.keys() == {("sqnr", 0, number) for number in range(len(known))}
+    assert [done for done, _, _ in told] == sorted(done for done, _, _ in told)
+    assert told[0] == (0, told[0][1], "sketch")
+    assert told[-1] == (len(known), len(known), "sketch")
+    assert all(done <= total <= MOST_VECTORS for done, total, _ in told)
+
+
+@pytest.mark.parametrize("at", [1, 3, 4])
+def test_an_interrupted_sketch_goes_on_and_gives_the_same_whatever_the_slices_were(
+    build_scorer, eight_bit_trials, at: int
+) -> None:
+    scorer = build_scorer(tiny_sdxl_pipeline, GenerationSpec(), batch_size=2)
+    trials = eight_bit_trials(scorer, "ssim")[::3]
+    whole = sketched(trials, scorer, {})
+
+    class Killed(dict[VectorKey, Floats]):
+        def update(self, found: dict[VectorKey, Floats]) -> None:
+            super().update(found)
+            if len(self) >= at:
+                raise KeyboardInterrupt
+
+    kept = Killed()
+    with pytest.raises(KeyboardInterrupt):
+        sketched(trials, scorer, kept, workers=3)
+    ran: list[int] = []
+    handle = scorer.denoiser.register_forward_hook(lambda *_: ran.append(1))
+    known = dict(kept)
+    assert sketched(trials, scorer, known) == whole
+    assert len(ran) < len(known)
+    ran.clear()
+    assert sketched(trials, scorer, known) == whole
+    handle.remove()
+    assert not ran
 
 
 def test_what_gradients_tell_nothing_of_is_measured(build_scorer, eight_bit_trials) -> None:
@@ -41,7 +90,7 @@ def test_what_gradients_tell_nothing_of_is_measured(build_scorer, eight_bit_tria
     scorer = build_scorer(build, GenerationSpec())
     trials = eight_bit_trials(scorer, "sqnr")
     some = [trial for trial in trials if trial.layer in (unseen, unchanged)]
-    scores = sketch(some, scorer)
+    scores = sketched(some, scorer, {})
     exact = {score.key: score for score in scores if score.stderr is None}
     assert set(exact) == {
         *((unseen, role, 8, "sqnr") for role in ("weight", "activation")),
@@ -51,7 +100,6 @@ def test_what_gradients_tell_nothing_of_is_measured(build_scorer, eight_bit_tria
     assert exact[unchanged, "weight", 8, "sqnr"].value == float("inf")
 
 
-def test_a_metric_without_a_form_is_refused(build_scorer) -> None:
-    scorer = build_scorer(tiny_sdxl_pipeline, GenerationSpec())
+def test_a_metric_without_a_form_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"metric psnr can be measured exactly only.*method = 'exact'"):
-        sketch([Trial(layer="conv_in", role="weight", num_bits=8, metrics=("psnr",))], scorer)
+        check_sketched([Trial(layer="conv_in", role="weight", num_bits=8, metrics=("psnr",))])

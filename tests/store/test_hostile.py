@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -13,6 +14,7 @@ from mixdq.store.latency_file import read_latency, write_latency
 from mixdq.store.objective_file import ObjectiveFile, read_objective, write_objective
 from mixdq.store.plan_file import read_plan, write_plan
 from mixdq.store.record_file import read_record, write_record
+from mixdq.store.sketch_file import SketchLog, read_sketch
 from mixdq.store.table_file import SensitivityLog, read_layers, read_sensitivity, write_layers, write_sensitivity
 from mixdq.types.latency import LatencyTable
 
@@ -26,6 +28,7 @@ READERS = {
     "record": read_record,
     "latency": read_latency,
     "objective": read_objective,
+    "sketch": read_sketch,
     "json": lambda path: read_json(path, RECEIPT),
 }
 
@@ -60,6 +63,8 @@ def written(tmp_path, plan, table, sensitivity, record) -> dict[str, Path]:
     write_sensitivity(paths["log"], sensitivity)
     write_record(paths["record"], record)
     write_latency(paths["latency"], LatencyTable(layers={"a": {"W4A8": 1.5}}, rest=1.0))
+    columns = {"sqnr": (("a", "weight", 4),)}
+    SketchLog.open(paths["sketch"], columns, {}).update({("sqnr", 0, 0): np.array([[0.5]])})
     write_objective(paths["objective"], ObjectiveFile(errors={"fit-001": 0.5}))
     write_json(paths["json"], RECEIPT, {"layers": [{"a": 1.5}], "plan": "x"}, {"model": "d"})
     return paths
@@ -92,7 +97,7 @@ def test_newer_file_asks_for_a_newer_mixdq(written, kind) -> None:
         READERS[kind](written[kind])
 
 
-@pytest.mark.parametrize("kind", ["plan", "layers", "sensitivity", "record", "json"])
+@pytest.mark.parametrize("kind", ["plan", "layers", "sensitivity", "record", "sketch", "json"])
 def test_truncated_file_is_refused_or_has_lost_only_whole_rows(written, kind) -> None:
     data = written[kind].read_bytes()
     whole = READERS[kind](written[kind])

@@ -6,7 +6,7 @@ from mixdq.errors import ArtifactError, ConfigError, StaleArtifactError
 from mixdq.pipeline.layers import weights_digest
 from mixdq.store.table_file import read_sensitivity
 from mixdq.testing import fingerprint
-from mixdq.workflow import denoiser, planning, steps
+from mixdq.workflow import denoiser, measuring, planning, steps
 from mixdq.workflow.session import Session
 
 
@@ -80,7 +80,7 @@ def test_dynamic_activations_are_measured_chosen_and_converted(run, monkeypatch)
         return kept
 
     for module, name in (
-        (steps.sensitivity, "measure"),
+        (measuring.sensitivity, "measure"),
         (steps.selection, "choose"),
         (denoiser, "convert"),
     ):

@@ -1,18 +1,34 @@
 """What an engine is."""
 
-from collections.abc import Iterator, Sequence
-from typing import Protocol
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import Protocol, TypeVar
 
-from mixdq.sensitivity.trial import Trial, TrialScorer
-from mixdq.types.scores import Score
+from mixdq.sensitivity.desk import Desk
+
+A = TypeVar("A")
+T = TypeVar("T")
+
+
+class Team(Protocol):
+    """Whoever does the tasks of an analysis, for as long as it lasts."""
+
+    @property
+    def workers(self) -> int:
+        """How many tasks are done at a time."""
+        ...
+
+    def map(self, do: Callable[[Desk, A], T], tasks: Sequence[A]) -> Iterator[T]:
+        """Yield what a method of `Desk` returns for each task, in order, each as soon as it is known.
+
+        The results do not depend on the team. What a task raises is raised where its result would come.
+        """
+        ...
 
 
 class Engine(Protocol):
-    """Scores every trial and yields the results in the order of the trials, each as soon as it is known.
+    """Makes a team, whose members do what this process could do at `desk`."""
 
-    The scores do not depend on the engine. What a trial raises is raised where its scores would come.
-    """
-
-    def __call__(self, trials: Sequence[Trial], scorer: TrialScorer, /) -> Iterator[tuple[Score, ...]]:
-        """Yield the scores of each trial."""
+    def __call__(self, desk: Desk, /) -> AbstractContextManager[Team]:
+        """Return the team, to be used in a `with` block."""
         ...

@@ -1,37 +1,37 @@
-"""The engine "ray": trials on several processes, GPUs or machines, by Ray.
+"""The engine "ray": tasks on several processes, GPUs or machines, by Ray.
 
-One task is one trial; a worker is a Ray actor that holds the model (see `worker`). A worker that dies is replaced and
-its trial dealt again. Of what has been measured, a driver that is killed loses at most `AHEAD` trials a worker.
+A worker is a Ray actor that holds the model (see `worker`). One that dies is replaced and its task dealt again. Of what
+has been found, a driver that is killed loses at most `AHEAD` tasks a worker.
 """
 
 import importlib.util
 import logging
 import os
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from mixdq.errors import ClusterError, ConfigError, MixDQError
-from mixdq.sensitivity.engines.base import Engine
+from mixdq.sensitivity.desk import Desk
+from mixdq.sensitivity.engines.base import Engine, Team
 from mixdq.sensitivity.engines.dealing import Deal
 from mixdq.sensitivity.engines.worker import ModelSource, Recipe, Worker, code
-from mixdq.sensitivity.trial import Trial, TrialScorer
-from mixdq.types.scores import Score
 
 log = logging.getLogger(__name__)
 
 AHEAD = 4
-"""Trials a worker that may be dealt beyond the first one whose scores are missing."""
+"""Tasks a worker that may be dealt beyond the first one whose result is missing."""
 LOSSES = 3
 """How many workers may be lost for each there is before something else must have gone well."""
 SECONDS_TO_ANSWER = 5.0
 SECONDS_TO_START = 60.0
 """After so long without a worker the log says what is waited for."""
 
-Result = tuple[Score, ...] | MixDQError
+A = TypeVar("A")
+T = TypeVar("T")
 
 
 def ray_engine(source: ModelSource | None, address: str | None) -> Engine:
@@ -53,20 +53,18 @@ def ray_engine(source: ModelSource | None, address: str | None) -> Engine:
     return partial(run_ray, source, address)
 
 
-def run_ray(
-    source: ModelSource, address: str | None, trials: Sequence[Trial], scorer: TrialScorer
-) -> Iterator[tuple[Score, ...]]:
-    """Yield the scores of each trial, in order; each worker reads the model from `source`.
+@contextmanager
+def run_ray(source: ModelSource, address: str | None, desk: Desk) -> Iterator[Team]:
+    """Yield a team of workers, each of which reads the model from `source`; they come as there is work for them.
 
-    A worker has as many threads as torch has here, for the scores depend on that.
+    A worker has as many threads as torch has here, for the results depend on that.
 
     Raises:
         ClusterError: there is no room for a worker, a worker is not fit for the work, or too many die.
-        NonFiniteError: as `TrialScorer`.
     """
     gpu = source.device.startswith("cuda")
     # Ray shows each worker its own GPU alone.
-    recipe = Recipe.of(scorer, replace(source, device="cuda") if gpu else source)
+    recipe = Recipe.of(desk, replace(source, device="cuda") if gpu else source)
     need = {"CPU": 1, "GPU": 1} if gpu else {"CPU": recipe.threads}
     with _connected(address) as ray:
         room = _room(ray, need)
@@ -75,41 +73,44 @@ def run_ray(
                 f"no machine of the cluster has what one worker needs: {_listed(need)}. "
                 "OMP_NUM_THREADS sets the CPUs of a worker, and of the local engine."
             )
-        count = min(sum(room), len(trials))
-        log.info("%d workers on %d machines, each with %s", count, sum(map(bool, room)), _listed(need))
+        log.info("room for %d workers on %d machines, each with %s", sum(room), sum(map(bool, room)), _listed(need))
         actor = ray.remote(Worker).options(num_cpus=need["CPU"], num_gpus=need.get("GPU", 0))
-        crew, deal = _Crew(ray, actor, recipe, count), Deal[Result](len(trials), AHEAD * count)
+        yield _Crew(ray, actor, recipe, sum(room))
+
+
+class _Crew:
+    """Workers: each starting, at one task, or idle. One that is lost is replaced."""
+
+    def __init__(self, ray: Any, actor: Any, recipe: Recipe, room: int) -> None:
+        self._ray, self._actor, self._recipe = ray, actor, ray.put(recipe)
+        self.workers = room
+        self._count = self._lost = self._round = 0
+        self._tasks: dict[Any, tuple[Any, tuple[int, int] | None]] = {}
+        self._idle: list[Any] = []
+
+    def map(self, do: Callable[[Desk, A], T], tasks: Sequence[A]) -> Iterator[T]:
+        """Yield the results in order; tasks of an earlier round that a slow worker is still at are let go."""
+        self._round += 1
+        for _ in range(self._count, min(self.workers, len(tasks))):
+            self._count += 1
+            self._hire()
+        deal = Deal[T | MixDQError](len(tasks), AHEAD * self._count)
         while not deal.finished:
-            while crew.idle and (piece := deal.deal()) is not None:
-                crew.give(piece, trials[piece])
-            ended, result = crew.ended()
-            if ended is not None and result is not None:
-                deal.finish(ended, result)
-            elif ended is not None:
-                deal.lose(ended)
+            while self._idle and (piece := deal.deal()) is not None:
+                worker = self._idle.pop()
+                self._tasks[worker.do.remote(do, tasks[piece])] = (worker, (self._round, piece))
+            ended, result = self._ended()
+            if ended is not None and ended[0] == self._round:
+                if result is None:
+                    deal.lose(ended[1])
+                else:
+                    deal.finish(ended[1], result)
             for known in deal.take():
                 if isinstance(known, MixDQError):
                     raise known
                 yield known
 
-
-class _Crew:
-    """Workers: each starting, at one trial, or idle. One that is lost is replaced."""
-
-    def __init__(self, ray: Any, actor: Any, recipe: Recipe, count: int) -> None:
-        self._ray, self._actor, self._recipe = ray, actor, ray.put(recipe)
-        self._count, self._lost = count, 0
-        self._tasks: dict[Any, tuple[Any, int | None]] = {}
-        self.idle: list[Any] = []
-        for _ in range(count):
-            self._hire()
-
-    def give(self, piece: int, trial: Trial) -> None:
-        """Have an idle worker score a trial."""
-        worker = self.idle.pop()
-        self._tasks[worker.score.remote(trial)] = (worker, piece)
-
-    def ended(self) -> tuple[int | None, Result | None]:
+    def _ended(self) -> tuple[tuple[int, int] | None, Any]:
         """Wait until a worker is ready, has a result, or is lost; return its piece (None at its start) and the result.
 
         The result of a lost worker is None.
@@ -118,7 +119,7 @@ class _Crew:
         worker, piece = self._tasks.pop(task)
         errors = self._ray.exceptions
         try:
-            result: Result | None = self._ray.get(task)
+            result = self._ray.get(task)
         except errors.RayTaskError as error:
             if not isinstance(error.cause, MixDQError):
                 raise ClusterError(f"a worker failed: {error.cause!r}. What has been measured is kept.") from error
@@ -128,7 +129,7 @@ class _Crew:
         except errors.RayError as error:
             self._replace(worker, str(error))
             return piece, None
-        self.idle.append(worker)
+        self._idle.append(worker)
         if piece is not None:
             self._lost = 0
         return piece, result

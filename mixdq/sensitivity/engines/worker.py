@@ -1,4 +1,4 @@
-"""A process that scores trials for another one: it reads the model itself, and makes sure that it is the same.
+"""A process that does tasks for another one: it reads the model itself, and makes sure that it is the same.
 
 What comes out must be what the other process would have found, to the last bit; a worker that could give anything
 else refuses. Nothing here knows of Ray.
@@ -7,10 +7,10 @@ else refuses. Nothing here knows of Ray.
 import hashlib
 import importlib.metadata
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -20,8 +20,11 @@ from mixdq.pipeline.family import find_family
 from mixdq.pipeline.layers import weights_digest
 from mixdq.pipeline.load import load_pipeline
 from mixdq.pipeline.trace import regenerate, replay
+from mixdq.sensitivity.desk import Desk
 from mixdq.sensitivity.trial import Trial, TrialScorer
-from mixdq.types.scores import Score
+
+A = TypeVar("A")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,16 +49,20 @@ class Recipe:
         digest: of the denoiser's weights that it must find there.
         threads: of torch; sums come out in another order with another number.
         settings: the fields of a `TrialScorer` but for the model itself.
+        sketched, checkpointing: as of a `Desk`.
     """
 
     source: ModelSource
     digest: str
     threads: int
     settings: Mapping[str, Any]
+    sketched: Mapping[str, Sequence[Trial]]
+    checkpointing: bool
 
     @classmethod
-    def of(cls, scorer: TrialScorer, source: ModelSource) -> "Recipe":
-        """Return the recipe for workers that are to score as `scorer` does, with the model of `source`."""
+    def of(cls, desk: Desk, source: ModelSource) -> "Recipe":
+        """Return the recipe for workers that are to do what is done at `desk`, with the model of `source`."""
+        scorer = desk.scorer
         return cls(
             source=source,
             digest=weights_digest(scorer.denoiser),
@@ -65,11 +72,13 @@ class Recipe:
                 for field in fields(scorer)
                 if field.name not in ("pipe", "denoiser")
             },
+            sketched=desk.sketched,
+            checkpointing=desk.checkpointing,
         )
 
 
 class Worker:
-    """Scores trials, once it has been told how."""
+    """Does tasks, once it has been told how."""
 
     def check(self, expected: Mapping[str, str]) -> None:
         """Return if what runs here is what `code` says of the other process; ClusterError names what is not.
@@ -107,17 +116,18 @@ class Worker:
                 f"{_here()}: {source.path} holds other weights there (digest {digest[:12]}, not {recipe.digest[:12]}). "
                 "Copy the model anew to that machine, and run the same command again."
             )
-        self._scorer = TrialScorer(pipe=pipe, denoiser=denoiser, **recipe.settings)
-        if not _repeats(self._scorer):
+        scorer = TrialScorer(pipe=pipe, denoiser=denoiser, **recipe.settings)
+        if not _repeats(scorer):
             raise ClusterError(
                 f"{_here()}: the unchanged model gives other numbers there than here, so its scores would not be the "
                 "same. The machines need the same kind of processor or GPU, the same libraries, and the same model "
                 "with its text encoders and autoencoder; leave this one out."
             )
+        self._desk = Desk(scorer, recipe.sketched, checkpointing=recipe.checkpointing)
 
-    def score(self, trial: Trial) -> tuple[Score, ...]:
-        """Return what a `TrialScorer` returns, or raise what it raises."""
-        return self._scorer(trial)
+    def do(self, what: Callable[[Desk, A], T], task: A) -> T:
+        """Return what a method of `Desk` returns for the task, or raise what it raises."""
+        return what(self._desk, task)
 
 
 def code() -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""A tiny model on disk, and the scorer that a process with that model has."""
+"""A tiny model on disk, and the desk that a process with that model has."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +13,9 @@ from mixdq.pipeline.generate import GenerationSpec
 from mixdq.pipeline.layers import list_layers
 from mixdq.pipeline.load import load_pipeline
 from mixdq.pipeline.trace import record_calls
+from mixdq.sensitivity.desk import Desk
 from mixdq.sensitivity.engines.worker import ModelSource
-from mixdq.sensitivity.measure import METRIC_OF
+from mixdq.sensitivity.measure import METRIC_OF, by_metric
 from mixdq.sensitivity.trial import Trial, TrialScorer, list_trials
 from mixdq.testing import tiny_sdxl_pipeline
 from mixdq.types.plan import ACTIVATION_CHOICES, WEIGHT_CHOICES
@@ -22,11 +23,12 @@ from mixdq.types.plan import ACTIVATION_CHOICES, WEIGHT_CHOICES
 
 @dataclass(frozen=True)
 class Case:
-    """A model, where it lies, and what is to be scored."""
+    """A model, where it lies, and what is to be scored and sketched."""
 
     pipe: DiffusionPipeline
     source: ModelSource
     scorer: TrialScorer
+    desk: Desk
     trials: tuple[Trial, ...]
 
 
@@ -53,4 +55,5 @@ def opened(folder: Path) -> Case:
         rounding="nearest",
     )
     source = ModelSource(path=str(folder), dtype=torch.float32, device="cpu")
-    return Case(pipe, source, scorer, list_trials(table, WEIGHT_CHOICES, ACTIVATION_CHOICES, METRIC_OF))
+    trials = list_trials(table, WEIGHT_CHOICES, ACTIVATION_CHOICES, METRIC_OF)
+    return Case(pipe, source, scorer, Desk(scorer, by_metric(trials)), trials)

@@ -5,13 +5,16 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 
+import numpy as np
 import psutil
 import pytest
 import torch
 
 from mixdq.errors import CalibrationError, ClusterError, ConfigError
+from mixdq.sensitivity.desk import Desk, Slice
 from mixdq.sensitivity.engines import find_engine
 from mixdq.sensitivity.engines import ray as engine
+from mixdq.sensitivity.measure import by_metric
 from mixdq.store.table_file import format_row
 from mixdq.types.scores import Score
 
@@ -28,7 +31,8 @@ def rows(results: Iterator[tuple[Score, ...]]) -> list[str]:
 
 @pytest.fixture(scope="module")
 def expected(case) -> list[str]:
-    return rows(find_engine("local")(case.trials[SOME], case.scorer))
+    with find_engine("local")(case.desk) as team:
+        return rows(team.map(Desk.score, case.trials[SOME]))
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +44,7 @@ def address() -> Iterator[str]:
 
 
 def workers(count: int) -> list[psutil.Process]:
-    """The processes that score trials, as soon as there are so many."""
+    """The processes that do the tasks, as soon as there are so many."""
     end = time.monotonic() + 120
     while time.monotonic() < end:
         found = [one for one in psutil.Process().children(recursive=True) if name(one).startswith("ray::Worker")]
@@ -65,13 +69,22 @@ def test_a_worker_killed_changes_no_row_what_a_trial_raises_comes_in_its_turn_an
     ranges = {name: found for name, found in case.scorer.record.ranges.items() if name != last}
     scorer = replace(case.scorer, record=replace(case.scorer.record, ranges=ranges))
     assert [trial for trial in trials if (trial.layer, trial.role) == (last, "activation")] == [trials[-1]]
-    run = find_engine("ray", source=case.source)(trials, scorer)
-    found = rows(itertools.islice(run, 9))
-    killed, *others = workers(max(1, os.cpu_count() // torch.get_num_threads()))
-    killed.kill()
-    assert found + rows(itertools.islice(run, len(trials) - 10)) == expected[:-1]
-    with pytest.raises(CalibrationError, match=last):
-        next(run)
+    desk = Desk(scorer, by_metric([trial for trial in trials if trial.layer != last]))
+    with find_engine("ray", source=case.source)(desk) as team:
+        assert team.workers == max(1, os.cpu_count() // torch.get_num_threads())
+        slices = [Slice(metric="ssim", part=0, numbers=(number,)) for number in range(team.workers)]
+        for one, products in zip(slices, team.map(Desk.products, slices), strict=True):
+            assert np.array_equal(products, desk.products(one))
+        # They score trials next.
+        crew = workers(team.workers)
+        run = team.map(Desk.score, trials)
+        found = rows(itertools.islice(run, 9))
+        killed, *others = workers(len(crew))
+        assert {killed.pid, *(one.pid for one in others)} == {one.pid for one in crew}
+        killed.kill()
+        assert found + rows(itertools.islice(run, len(trials) - 10)) == expected[:-1]
+        with pytest.raises(CalibrationError, match=last):
+            next(run)
     assert not ray.is_initialized()
     assert psutil.wait_procs([killed, *others], timeout=10)[1] == []
 
@@ -79,33 +92,40 @@ def test_a_worker_killed_changes_no_row_what_a_trial_raises_comes_in_its_turn_an
 def test_a_worker_that_hangs_holds_up_nobody_and_not_all_that_are_lost_are_replaced(
     case, expected, address, monkeypatch
 ) -> None:
-    run = find_engine("ray", source=case.source, address=address)(case.trials[SOME], case.scorer)
-    found = rows(itertools.islice(run, 5))
-    asleep, awake = workers(2)
-    asleep.suspend()
-    # Far more than what may be dealt beyond the trial of the one that hangs.
-    enough = 8 * engine.AHEAD
-    found += rows(itertools.islice(run, enough))
-    assert found == expected[: 5 + enough]
-    monkeypatch.setattr(engine, "LOSSES", 0)
-    awake.kill()
-    with pytest.raises(ClusterError, match=r"1 workers ended without a result.* What has been measured is kept"):
-        rows(run)
+    with find_engine("ray", source=case.source, address=address)(case.desk) as team:
+        run = team.map(Desk.score, case.trials[SOME])
+        found = rows(itertools.islice(run, 5))
+        asleep, awake = workers(2)
+        asleep.suspend()
+        # Far more than what may be dealt beyond the trial of the one that hangs.
+        enough = 8 * engine.AHEAD
+        found += rows(itertools.islice(run, enough))
+        assert found == expected[: 5 + enough]
+        monkeypatch.setattr(engine, "LOSSES", 0)
+        awake.kill()
+        with pytest.raises(ClusterError, match=r"1 workers ended without a result.* What has been measured is kept"):
+            rows(run)
     assert psutil.wait_procs([asleep], timeout=10)[1] == []
 
 
 def test_other_code_is_refused_by_the_worker(case, address, monkeypatch) -> None:
     monkeypatch.setattr(engine, "code", lambda: {"mixdq": "0.0.1"})
-    with pytest.raises(ClusterError, match=r"a worker on .*: mixdq is .*, not 0\.0\.1"):
-        next(find_engine("ray", source=case.source, address=address)(case.trials[:1], case.scorer))
+    with (
+        find_engine("ray", source=case.source, address=address)(case.desk) as team,
+        pytest.raises(ClusterError, match=r"a worker on .*: mixdq is .*, not 0\.0\.1"),
+    ):
+        next(team.map(Desk.score, case.trials[:1]))
 
 
 def test_a_worker_needs_as_many_processors_as_there_are_threads(case, address) -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(3)
     try:
-        with pytest.raises(ClusterError, match=r"no machine .* needs: 3 CPUs"):
-            next(find_engine("ray", source=case.source, address=address)(case.trials, case.scorer))
+        with (
+            pytest.raises(ClusterError, match=r"no machine .* needs: 3 CPUs"),
+            find_engine("ray", source=case.source, address=address)(case.desk),
+        ):
+            pass
     finally:
         torch.set_num_threads(before)
 

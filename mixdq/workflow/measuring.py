@@ -1,0 +1,90 @@
+"""The sensitivity step: scores row by row in sensitivity.csv, and the vectors of a sketch in sketch.safetensors.
+
+A file that was made from other inputs, or is damaged, is kept under another name, and a new one begun; a damaged one
+only where measuring itself was asked for.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from mixdq.errors import ArtifactFormatError, StaleArtifactError
+from mixdq.sensitivity import measure as sensitivity
+from mixdq.sensitivity.resume import VectorSink
+from mixdq.sensitivity.trial import Trial, list_trials
+from mixdq.store.sketch_file import SketchLog
+from mixdq.store.table_file import SensitivityLog
+from mixdq.types.layers import Group, LayerTable
+from mixdq.types.scores import SensitivityTable
+from mixdq.types.tensors import CalibrationRecord
+from mixdq.workflow import planning
+from mixdq.workflow.session import Session, aside
+from mixdq.workflow.settings import engine_of, sensitivity_prompts
+
+T = TypeVar("T")
+
+
+def measure(
+    session: Session, table: LayerTable, record: CalibrationRecord, metric_of: Mapping[Group, Sequence[str]]
+) -> SensitivityTable:
+    """Return the scores of every layer.
+
+    Raises:
+        ArtifactFormatError: everything was asked for, and a file is damaged.
+        ConfigError, ClusterError: the engine cannot work.
+    """
+    config, path = session.config, session.paths.sensitivity
+    settings = config.sensitivity
+    estimated = settings.method != "exact"
+    origin = planning.sensitivity_origin(session)
+    with _opened(session, path, lambda path: SensitivityLog.open(path, origin, estimated=estimated)) as log:
+        trials = list_trials(table, config.allocation.weight_choices, config.allocation.activation_choices, metric_of)
+        if sensitivity.is_complete(trials, table, log, method=settings.method, exact_share=settings.exact_share):
+            # Found out here, so that no model is loaded in vain.
+            session.say_up_to_date(path)
+            return sensitivity.known_table(trials, log)
+        return sensitivity.measure(
+            session.pipe,
+            session.family,
+            table,
+            record,
+            sensitivity_prompts(config),
+            session.spec,
+            weight_bits=config.allocation.weight_choices,
+            activation_bits=config.allocation.activation_choices,
+            metric_of=metric_of,
+            ssim_window=settings.ssim_window,
+            symmetric=config.conversion.symmetric,
+            rounding=config.conversion.rounding,
+            activations=config.conversion.activations,
+            batch_size=config.generation.batch_size,
+            engine=engine_of(config, in_memory=session.in_memory),
+            method=settings.method,
+            tolerance=settings.tolerance,
+            exact_share=settings.exact_share,
+            checkpointing=settings.checkpointing,
+            resume=log,
+            vectors=_vectors(session, trials) if estimated else None,
+            progress=session.progress,
+        )
+
+
+def _vectors(session: Session, trials: Sequence[Trial]) -> VectorSink:
+    columns = {
+        metric: tuple((trial.layer, trial.role, trial.num_bits) for trial in of_metric)
+        for metric, of_metric in sensitivity.by_metric(trials).items()
+    }
+    origin = planning.sketch_origin(session, columns)
+    return _opened(session, session.paths.root / planning.SKETCH, lambda path: SketchLog.open(path, columns, origin))
+
+
+def _opened(session: Session, path: Path, begin: Callable[[Path], T]) -> T:
+    """Return what is open at `path`, begun anew where that cannot be gone on with."""
+    try:
+        with session.advising(path, f"mixdq sensitivity {session.paths.root}"):
+            return begin(path)
+    except (StaleArtifactError, ArtifactFormatError) as error:
+        if session.everything and isinstance(error, ArtifactFormatError):
+            raise
+        aside(path)
+        return begin(path)
