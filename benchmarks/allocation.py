@@ -2,7 +2,8 @@
 
 Objectives are compared by rank correlation with the measured error of random plans, those of the fit left out. Plans of
 both programs are compared at equal bytes and equal mean input bits, on prompts that nothing was found with. With
-`--tables`, a folder of the authors' released tables, the frontier is that of SDXL's 794 layers.
+`--pairs N` sensitivities are sketched, and N pairs of layers that interact, or all of them, are taken into account too.
+With `--tables`, a folder of the authors' released tables, the frontier is that of SDXL's 794 layers.
 """
 
 import argparse
@@ -22,21 +23,27 @@ from benchmarks.released import released_tables
 from mixdq.allocation import joint, sweep
 from mixdq.allocation.error_model import TERMS, fit_error_model, loss_sums, random_plans
 from mixdq.allocation.frontier import find_frontier
+from mixdq.allocation.pairs import find_pairs
 from mixdq.allocation.plans import mean_bits, weight_bytes
 from mixdq.config import RunConfig
 from mixdq.demo.run import demo_config
 from mixdq.metrics.base import METRICS
 from mixdq.selection.choose import choose, score_plans
+from mixdq.store.sketch_file import read_sketch
 from mixdq.testing import tiny_sdxl_pipeline
 from mixdq.types.layers import LayerTable
 from mixdq.types.plan import FLOAT_BITS, BitPlan, Budget
 from mixdq.types.scores import ROLES, ErrorModel, SensitivityTable
 from mixdq.workflow import steps
+from mixdq.workflow.planning import SKETCH
 from mixdq.workflow.session import Session
 from mixdq.workflow.settings import evaluation_prompts, selection_prompts
 
 BUDGETS = (8.0, 5.0, 4.0, 3.5)
 FIT_PLANS, HELD_OUT = 32, 96
+PAIRS_TOLERANCE = 1e-3
+"""Never reached: as many vectors as there can be."""
+PAIRS_GAP = 1e-3
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -44,6 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.allocation", description=__doc__)
     parser.add_argument("--smoke", action="store_true", help="a tiny model and few plans: does it run")
     parser.add_argument("--run", type=Path, help="a folder to keep the tables of the model in, for the next time")
+    parser.add_argument("--pairs", type=int, default=0, help="pairs of layers that interact, at most")
     parser.add_argument("--tables", type=Path, help="the authors' tables of SDXL-Turbo, for the frontier")
     parser.add_argument("--points", type=measuring.count, default=100, help="of the frontier")
     parser.add_argument("--json", type=Path, help="write the numbers here")
@@ -55,9 +63,12 @@ def main(argv: Sequence[str] | None = None) -> None:
             tiny_sdxl_pipeline().save_pretrained(Path(folder) / "tiny")
             config, counts = _small(demo_config(Path(folder) / "tiny")), (8, 4)
             arguments.points = 5
+        if arguments.pairs:
+            sketched = config.sensitivity.model_copy(update={"method": "hybrid", "tolerance": PAIRS_TOLERANCE})
+            config = config.model_copy(update={"sensitivity": sketched})
         session = Session.start(arguments.run or Path(folder) / "run", config)
-        correlations, model = compare_objectives(session, *counts)
-        rows = compare_programs(session, BUDGETS[1:2] if arguments.smoke else BUDGETS, model)
+        correlations, model = compare_objectives(session, *counts, arguments.pairs)
+        rows = compare_programs(session, BUDGETS[1:2] if arguments.smoke else BUDGETS, model, arguments.pairs)
         own = steps.inspect(session), steps.measure(session)
         frontier = time_frontier(*(released_tables(arguments.tables) if arguments.tables else own), arguments.points)
     for made in (_correlation_table(correlations), _program_table(rows)):
@@ -69,15 +80,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     if arguments.json:
         measuring.write_json(
-            arguments.json, rows, correlations=correlations, error_model=asdict(model), frontier=frontier
+            arguments.json,
+            rows,
+            correlations={name: value for name, (value, _) in correlations.items()},
+            spreads={name: off for name, (_, off) in correlations.items() if off is not None},
+            error_model=asdict(model),
+            frontier=frontier,
         )
 
 
-def compare_objectives(session: Session, fit_plans: int, held_out: int) -> tuple[dict[str, float], ErrorModel]:
-    """Return objective -> Spearman's correlation with 1 - SSIM of plans that nothing was fitted on, and the fit.
+def compare_objectives(
+    session: Session, fit_plans: int, held_out: int, pairs: int = 0
+) -> tuple[dict[str, tuple[float, float | None]], ErrorModel]:
+    """Return objective -> how it agrees with 1 - SSIM of plans that nothing was fitted on, and the fit.
 
-    "raw" sums decibels and SSIM as they are; "raw, weighted" takes the share of the two that is best on the plans of
-    the fit, which is what a sweep over k looks for.
+    Agreement is Spearman's correlation and, where losses are foretold, the standard deviation of their logarithm's
+    error. "raw" sums decibels and SSIM as they are; "raw, weighted" takes the share of the two that is best on the
+    plans of the fit, which is what a sweep over k looks for.
     """
     table, scores = steps.inspect(session), steps.measure(session)
     budget = session.config.allocation.budget(layer.name for layer in table)
@@ -94,10 +113,42 @@ def compare_objectives(session: Session, fit_plans: int, held_out: int) -> tuple
         "linear": sums.sum(axis=1),
         "calibrated": sums @ weights,
     }
-    return {name: _spearman(values[fit_plans:], errors[fit_plans:]) for name, values in foretold.items()}, model
+    if pairs:
+        found, every = interactions(session, budget, pairs), cross_terms(session, plans)
+        known = [sum(terms[p.layers[a], p.layers[b]] for (a, b), terms in found.items()) for p in plans]
+        foretold[f"linear, {len(found)} pairs"] = foretold["linear"] + np.array(known)
+        foretold["linear, all pairs"] = np.maximum(foretold["linear"] + every, 1e-9)
+    left = slice(fit_plans, None)
+    off = {
+        name: float(np.std(np.log(values[left]) - np.log(errors[left] / (1.0 - errors[left]))))
+        for name, values in foretold.items()
+        if not name.startswith("raw")
+    }
+    return {name: (_spearman(values[left], errors[left]), off.get(name)) for name, values in foretold.items()}, model
 
 
-def compare_programs(session: Session, budgets: Sequence[float], model: ErrorModel) -> list[dict[str, Any]]:
+def interactions(session: Session, budget: Budget, count: int) -> joint.LayerPairs:
+    """Return the terms of at most so many pairs of layers, found in the sketch of the run."""
+    sketch = read_sketch(session.paths.root / SKETCH)
+    program = joint.build_program(steps.inspect(session), steps.measure(session), budget)
+    return find_pairs(program, sketch.columns, sketch.products(), count)
+
+
+def cross_terms(session: Session, plans: Sequence[BitPlan]) -> np.ndarray:
+    """Return what the layers of each plan lose together beyond their own, by all pairs of the sketch, chance and all."""
+    sketch = read_sketch(session.paths.root / SKETCH)
+    out = np.zeros(len(plans))
+    for metric, products in sketch.products().items():
+        for index, plan in enumerate(plans):
+            taken = [bits == getattr(plan.layers[name], role) for name, role, bits in sketch.columns[metric]]
+            mine = products[:, :, taken]
+            out[index] += (np.square(mine.sum(axis=2)) - np.square(mine).sum(axis=2)).mean()
+    return out
+
+
+def compare_programs(
+    session: Session, budgets: Sequence[float], model: ErrorModel, pairs: int = 0
+) -> list[dict[str, Any]]:
     """Return a row a budget and a way: SSIM and PSNR of the plan's pictures, its bytes, mean bits and widths.
 
     The split program's plans are the ones that selection keeps; the others may spend what that of "raw" spends.
@@ -120,6 +171,10 @@ def compare_programs(session: Session, budgets: Sequence[float], model: ErrorMod
             "joint, linear": joint.allocate(table, scores, spent, name="linear"),
             "joint, calibrated": joint.allocate(table, scores, spent, error_model=model, name="calibrated"),
         }
+        if pairs:
+            found = interactions(session, spent, pairs)
+            name = f"joint, {len(found)} pairs"
+            plans[name] = joint.allocate(table, scores, spent, pairs=found, gap=PAIRS_GAP, name="pairs")
         similar = _similarities(session, list(plans.values()), prompts)
         signal = _similarities(session, list(plans.values()), prompts, metric="psnr")
         macs = sum(layer.macs for layer in table)
@@ -218,10 +273,10 @@ def _small(config: RunConfig) -> RunConfig:
     )
 
 
-def _correlation_table(correlations: dict[str, float]) -> Table:
-    made = Table("objective", "Spearman, plans left out", title="What foretells the error of pictures")
-    for name, value in correlations.items():
-        made.add_row(name, f"{value:.3f}")
+def _correlation_table(correlations: dict[str, tuple[float, float | None]]) -> Table:
+    made = Table("objective", "Spearman, plans left out", "spread of ln", title="What foretells the error of pictures")
+    for name, (value, off) in correlations.items():
+        made.add_row(name, f"{value:.3f}", "" if off is None else f"{off:.3f}")
     return made
 
 

@@ -95,7 +95,8 @@ class AllocationConfig(_Section):
     pictures decide. "joint" is one program for everything, under any budgets together, `latency_ms` of one denoiser
     call among them; 16 bits are a candidate of every activation there, so `protect`, `ratios` and `max_plans` do not
     count. The objective is "linear"; for "split" it can be "raw", as published, and for "joint" "calibrated", by the
-    pictures of `fit_plans` whole plans.
+    pictures of `fit_plans` whole plans. `pairs` is how many pairs of layers that interact "joint" takes into account
+    at most; they are found in the vectors of a sketch.
     """
 
     program: Literal["split", "joint"] = "split"
@@ -109,6 +110,7 @@ class AllocationConfig(_Section):
     keep: tuple[str, ...] = Field(default=(), strict=False)
     objective: Literal["raw", "linear", "calibrated"] = "linear"
     fit_plans: Annotated[int, Field(ge=8)] = 32
+    pairs: Annotated[int, Field(ge=0)] = 0
     ratios: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(strict=False, min_length=1)] | None = None
     max_plans: Positive = 12
 
@@ -141,8 +143,9 @@ class AllocationConfig(_Section):
     def _check_split(self) -> None:
         if self.weight_bits is not None and self.weight_bytes is not None:
             raise ValueError("weight_bits and weight_bytes are both given: expected one of them, or program = 'joint'")
-        if self.latency_ms is not None or self.objective == "calibrated":
+        if self.pairs or self.latency_ms is not None or self.objective == "calibrated":
             asked = "latency_ms" if self.latency_ms is not None else "objective = 'calibrated'"
+            asked = f"pairs = {self.pairs}" if self.pairs else asked
             raise ValueError(f"{asked} needs program = 'joint'; this run's program is 'split'")
         floating = self.weight_bits == FLOAT_BITS or any(
             FLOAT_BITS in widths for widths in self.weight_choices.values()

@@ -114,6 +114,7 @@ def test_pattern_that_matches_nothing_names_the_nearest() -> None:
         (LEAST + "[allocation]\nprogram = 'joint'\nobjective = 'raw'", "decibels and SSIM do not add up"),
         (LEAST + "[allocation]\nobjective = 'calibrated'", "objective = 'calibrated' needs program = 'joint'"),
         (LEAST + "[allocation]\nlatency_ms = 5", "latency_ms needs program = 'joint'"),
+        (LEAST + "[allocation]\npairs = 9", "pairs = 9 needs program = 'joint'"),
         (LEAST + "[allocation]\nprogram = 'joint'\nlatency_ms = 0", "latency_ms: expected greater than 0"),
         (LEAST + "[allocation]\nweight_bits = 16", "activation_bits = 8 beside weights of 16 bits"),
         (LEAST + "[allocation]\nweight_choices = {content = [4], quality = [8, 16]}", "Set activation_bits = 16"),

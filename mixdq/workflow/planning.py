@@ -1,25 +1,30 @@
 """The allocation step: from the tables on file to the plans of a sweep, or to one plan. Needs no model and no torch."""
 
+import logging
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from mixdq.allocation import joint, sweep
+from mixdq.allocation.pairs import find_pairs
 from mixdq.config import AllocationConfig, RunConfig
-from mixdq.errors import ArtifactError
+from mixdq.errors import ArtifactError, ConfigError
 from mixdq.store.artifact import digest_of, digest_of_file, expect_origin
 from mixdq.store.latency_file import read_latency
 from mixdq.store.objective_file import read_objective
 from mixdq.store.plan_file import read_plan, write_plan
-from mixdq.store.sketch_file import Columns
+from mixdq.store.sketch_file import Columns, read_sketch
 from mixdq.store.table_file import read_layers, read_sensitivity
 from mixdq.types.layers import LayerTable
 from mixdq.types.plan import BitPlan
 from mixdq.types.scores import SensitivityTable
 from mixdq.workflow.session import Session, prompts_digest
 from mixdq.workflow.settings import generation_of, sensitivity_prompts
+
+log = logging.getLogger(__name__)
 
 OBJECTIVE, LATENCY, SKETCH = "objective.json", "latency.json", "sketch.safetensors"
 """Files of a run: how losses add up to a picture's error; milliseconds of every layer; the vectors of a sketch."""
@@ -55,6 +60,7 @@ def plans_origin(config: RunConfig, sensitivity: Path) -> dict[str, str]:
         "allocation": digest_of(_settings(config.allocation)),
         **({"objective": _digest_of(sensitivity.with_name(OBJECTIVE), "fit")} if calibrated(config) else {}),
         **({"latency": _digest_of(sensitivity.with_name(LATENCY), "benchmark --layers")} if timed(config) else {}),
+        **({"sketch": digest_of_file(sketch_of(config, sensitivity))} if config.allocation.pairs else {}),
     }
 
 
@@ -66,6 +72,26 @@ def calibrated(config: RunConfig) -> bool:
 def timed(config: RunConfig) -> bool:
     """Return whether plans are made under a budget of time, which needs latency.json."""
     return config.allocation.latency_ms is not None
+
+
+def sketch_of(config: RunConfig, sensitivity: Path) -> Path:
+    """Return the file of vectors that pairs of layers are found in, beside the table that was made of them.
+
+    Raises:
+        ConfigError: the run's method makes none.
+        ArtifactError: it is not there.
+    """
+    path = sensitivity.with_name(SKETCH)
+    if config.sensitivity.method == "exact":
+        raise ConfigError(
+            f"allocation.pairs = {config.allocation.pairs} beside sensitivity.method = 'exact': how layers interact is "
+            "found in the vectors of a sketch; take 'hybrid' or 'sketch'"
+        )
+    if not path.exists():
+        raise ArtifactError(
+            f"{path}: there is no such file; `rm {sensitivity}` and then `mixdq sensitivity {path.parent}` make both"
+        )
+    return path
 
 
 def sensitivity_origin(session: Session) -> dict[str, str]:
@@ -157,7 +183,7 @@ def read_plans(folder: Path) -> tuple[list[BitPlan], Mapping[str, str]]:
 
 def _settings(allocation: AllocationConfig) -> dict[str, Any]:
     """Return the settings that plans depend on; what came later counts only where it is not as it was before."""
-    later = AllocationConfig().model_dump(mode="json", include={"program", "latency_ms", "fit_plans"})
+    later = AllocationConfig().model_dump(mode="json", include={"program", "latency_ms", "fit_plans", "pairs"})
     settings = allocation.model_dump(mode="json")
     return {name: value for name, value in settings.items() if name not in later or value != later[name]}
 
@@ -203,7 +229,8 @@ def joint_program(session: Session, scores: SensitivityTable) -> joint.JointProg
         with session.advising(path, again):
             latency = read_latency(path)
         expect_origin(path, latency.origin, latency_origin(session, table), again)
-    return joint.build_program(
+    build = partial(
+        joint.build_program,
         table,
         scores,
         config.allocation.budget(layer.name for layer in table),
@@ -211,6 +238,15 @@ def joint_program(session: Session, scores: SensitivityTable) -> joint.JointProg
         latency=latency,
         symmetric=config.conversion.symmetric,
     )
+    if not config.allocation.pairs:
+        return build()
+    path, again = sketch_of(config, session.paths.sensitivity), f"mixdq sensitivity {root}"
+    with session.advising(path, again):
+        sketch = read_sketch(path)
+    expect_origin(path, sketch.origin, sketch_origin(session, sketch.columns), again)
+    pairs = find_pairs(build(), sketch.columns, sketch.products(), config.allocation.pairs, error_model=error_model)
+    log.info("%d pairs of layers interact by more than chance; at most %d count", len(pairs), config.allocation.pairs)
+    return build(pairs=pairs)
 
 
 def _make(session: Session, scores: SensitivityTable, origin: Mapping[str, str]) -> list[BitPlan]:

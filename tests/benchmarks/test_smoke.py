@@ -109,11 +109,20 @@ def test_what_searching_costs_at_sdxls_shape(benchmark_module, tmp_path) -> None
 
 def test_allocation(benchmark_module, tmp_path) -> None:
     out = tmp_path / "out.json"
-    benchmark_module("allocation").main(["--smoke", "--json", str(out)])
+    benchmark_module("allocation").main(["--smoke", "--pairs", "3", "--json", str(out)])
     written = json.loads(out.read_text(encoding="utf-8"))
-    assert set(written["correlations"]) == {"raw", "raw, weighted", "linear", "calibrated"}
+    raw, weighted, *others = written["correlations"]
+    assert (raw, weighted, *others[:2], others[-1]) == (
+        "raw",
+        "raw, weighted",
+        "linear",
+        "calibrated",
+        "linear, all pairs",
+    )
+    assert list(written["spreads"]) == others
     split, *others = written["rows"]
-    assert [row["way"] for row in others] == ["split, linear", "joint, linear", "joint, calibrated"]
+    assert [row["way"] for row in others[:3]] == ["split, linear", "joint, linear", "joint, calibrated"]
+    assert others[3]["way"].endswith("pairs")
     # Equal at most, and nearly so.
     assert all(0.95 < row["weight_bytes"] / split["weight_bytes"] <= 1 for row in others)
     assert all(row["activation_bits"] <= split["activation_bits"] * (1 + 1e-8) for row in others)

@@ -1,7 +1,13 @@
+from dataclasses import replace
+
+import numpy as np
 import pytest
 
-from mixdq.errors import ArtifactError, InfeasibleBudgetError, PlanError, StaleArtifactError
+from mixdq.errors import ArtifactError, ConfigError, InfeasibleBudgetError, PlanError, StaleArtifactError
+from mixdq.store.artifact import digest_of_file
 from mixdq.store.plan_file import read_plan
+from mixdq.store.sketch_file import SketchLog
+from mixdq.store.table_file import read_sensitivity, write_sensitivity
 from mixdq.workflow import planning, steps
 from mixdq.workflow.settings import with_budget, with_engine
 
@@ -85,3 +91,57 @@ def test_no_file_depends_on_the_engine(run) -> None:
 def test_empty_folder_of_plans_names_the_verb(tmp_path) -> None:
     with pytest.raises(ArtifactError, match="no plans in it; `mixdq allocate"):
         planning.read_plans(tmp_path)
+
+
+@pytest.fixture
+def paired(run):
+    """A run whose joint program takes pairs into account: all errors of a metric push the same way."""
+    exact = read_sensitivity(run.paths.sensitivity)
+    joint = run.config.allocation.model_copy(update={"program": "joint", "pairs": 9})
+    sketched = run.config.sensitivity.model_copy(update={"method": "sketch"})
+    run.config = run.config.model_copy(update={"allocation": joint, "sensitivity": sketched})
+    write_sensitivity(run.paths.sensitivity, replace(exact, origin=planning.sensitivity_origin(run)))
+    columns = {
+        metric: tuple((s.layer, s.role, s.num_bits) for s in exact.scores if s.metric == metric)
+        for metric in ("sqnr", "ssim")
+    }
+    signs = np.random.default_rng(0).choice([-1.0, 1.0], size=16)
+    SketchLog.open(run.paths.root / planning.SKETCH, columns, planning.sketch_origin(run, columns)).update(
+        {
+            (metric, 0, number): sign * 2.0 ** -np.array([[bits for _, _, bits in of_metric]])
+            for metric, of_metric in columns.items()
+            for number, sign in enumerate(signs)
+        }
+    )
+    return run
+
+
+def test_plans_know_of_the_pairs_that_are_asked_for(paired) -> None:
+    (plan,) = planning.allocate(paired)
+    assert plan.origin["sketch"] == digest_of_file(paired.paths.root / planning.SKETCH)
+    assert len(planning.joint_program(paired, planning.scores_of(paired)).pairs) == 9
+    assert planning.allocate(paired, own=False) == [plan]
+    alone = paired.config.allocation.model_copy(update={"pairs": 0})
+    paired.config = paired.config.model_copy(update={"allocation": alone})
+    with pytest.raises(StaleArtifactError, match="mixdq allocate"):
+        planning.allocate(paired, own=False)
+    (other,) = planning.allocate(paired)
+    # Errors that push the same way lose more together than each by itself.
+    assert other.solver.values["loss"] < plan.solver.values["loss"]
+    assert "sketch" not in other.origin
+
+
+def test_pairs_without_their_vectors_are_refused_with_what_to_do(paired) -> None:
+    path = paired.paths.root / planning.SKETCH
+    vectors = path.read_bytes()
+    path.unlink()
+    with pytest.raises(ArtifactError, match=r"sketch\.safetensors: there is no such file; `rm .*sensitivity\.csv`"):
+        planning.allocate(paired)
+    SketchLog.open(path, {"ssim": (), "sqnr": ()}, {"prompts": "other"}).update({("sqnr", 0, 0): np.zeros((1, 0))})
+    with pytest.raises(StaleArtifactError, match=r"sketch\.safetensors: .*prompts was other.*mixdq sensitivity"):
+        planning.allocate(paired)
+    path.write_bytes(vectors)
+    exact = paired.config.sensitivity.model_copy(update={"method": "exact"})
+    paired.config = paired.config.model_copy(update={"sensitivity": exact})
+    with pytest.raises(ConfigError, match=r"pairs = 9 beside sensitivity\.method = 'exact'.*'hybrid' or 'sketch'"):
+        planning.allocate(paired)
