@@ -75,7 +75,7 @@ class SensitivityConfig(_Section):
     ssim_window: int = Field(default=11, ge=3)
     engine: str = "local"
     address: str | None = None
-    method: Literal["exact", "sketch", "hybrid"] = "exact"
+    method: Literal["exact", "sketch", "hybrid"] = "hybrid"
     tolerance: float = Field(default=0.25, gt=0)
     exact_share: float = Field(default=0.05, ge=0, le=1)
     checkpointing: bool = False

@@ -127,7 +127,8 @@ def measure(
                 sink.append(score)
         count = _exact_count(trials, method, exact_share)
         while chosen := _next(trials, table, sink, count):
-            _run(team, chosen, sink, _measured(trials, sink), count, progress)
+            exact = {score.key for score in sink.table.scores if score.stderr is None}
+            _run(team, _without(chosen, exact), sink, _measured(trials, sink), count, progress)
     log.info("estimated %d trials on %d layers, and measured %d of them", len(trials), len(table), count)
     return known_table(trials, sink)
 

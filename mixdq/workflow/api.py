@@ -139,10 +139,10 @@ def measure(
     table: LayerTable | None = None,
     spec: GenerationSpec | None = None,
     activations: Activations = "static",
-    method: str = "exact",
+    method: str = "hybrid",
     progress: Progress = no_progress,
 ) -> SensitivityTable:
-    """Return what each layer costs at each width: SSIM of content layers, SQNR of the others, one layer at a time.
+    """Return what each layer costs at each width: SSIM of content layers, SQNR of the others.
 
     `activations` are those that `apply` will be told; `method` is "exact", "sketch" or "hybrid", as in
     `SensitivityConfig`.

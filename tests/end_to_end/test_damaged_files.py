@@ -46,7 +46,7 @@ def foreign(_: bytes) -> bytes:
 
 
 def newer(data: bytes) -> bytes:
-    changed = re.sub(rb"(mixdq\.[a-z]+)/1", rb"\1/9", data, count=1)
+    changed = re.sub(rb"(mixdq\.[a-z]+)/\d", rb"\1/9", data, count=1)
     assert changed != data
     return changed
 
