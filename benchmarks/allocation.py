@@ -18,32 +18,26 @@ import numpy as np
 from rich.table import Table
 from scipy.stats import spearmanr
 
-from benchmarks import measuring
+from benchmarks import interactions, measuring
 from benchmarks.released import released_tables
 from mixdq.allocation import joint, sweep
 from mixdq.allocation.error_model import TERMS, fit_error_model, loss_sums, random_plans
 from mixdq.allocation.frontier import find_frontier
-from mixdq.allocation.pairs import find_pairs
 from mixdq.allocation.plans import mean_bits, weight_bytes
 from mixdq.config import RunConfig
 from mixdq.demo.run import demo_config
 from mixdq.metrics.base import METRICS
 from mixdq.selection.choose import choose, score_plans
-from mixdq.store.sketch_file import read_sketch
 from mixdq.testing import tiny_sdxl_pipeline
 from mixdq.types.layers import LayerTable
 from mixdq.types.plan import FLOAT_BITS, BitPlan, Budget
 from mixdq.types.scores import ROLES, ErrorModel, SensitivityTable
 from mixdq.workflow import steps
-from mixdq.workflow.planning import SKETCH
 from mixdq.workflow.session import Session
 from mixdq.workflow.settings import evaluation_prompts, selection_prompts
 
 BUDGETS = (8.0, 5.0, 4.0, 3.5)
 FIT_PLANS, HELD_OUT = 32, 96
-PAIRS_TOLERANCE = 1e-3
-"""Never reached: as many vectors as there can be."""
-PAIRS_GAP = 1e-3
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -64,8 +58,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             config, counts = _small(demo_config(Path(folder) / "tiny")), (8, 4)
             arguments.points = 5
         if arguments.pairs:
-            sketched = config.sensitivity.model_copy(update={"method": "hybrid", "tolerance": PAIRS_TOLERANCE})
-            config = config.model_copy(update={"sensitivity": sketched})
+            config = interactions.sketched(config)
         session = Session.start(arguments.run or Path(folder) / "run", config)
         correlations, model = compare_objectives(session, *counts, arguments.pairs)
         rows = compare_programs(session, BUDGETS[1:2] if arguments.smoke else BUDGETS, model, arguments.pairs)
@@ -114,10 +107,9 @@ def compare_objectives(
         "calibrated": sums @ weights,
     }
     if pairs:
-        found, every = interactions(session, budget, pairs), cross_terms(session, plans)
-        known = [sum(terms[p.layers[a], p.layers[b]] for (a, b), terms in found.items()) for p in plans]
-        foretold[f"linear, {len(found)} pairs"] = foretold["linear"] + np.array(known)
-        foretold["linear, all pairs"] = np.maximum(foretold["linear"] + every, 1e-9)
+        found = interactions.strongest(session, budget, pairs)
+        foretold[f"linear, {len(found)} pairs"] = foretold["linear"] + interactions.of_pairs(found, plans)
+        foretold["linear, all pairs"] = np.maximum(foretold["linear"] + interactions.of_all(session, plans), 1e-9)
     left = slice(fit_plans, None)
     off = {
         name: float(np.std(np.log(values[left]) - np.log(errors[left] / (1.0 - errors[left]))))
@@ -125,25 +117,6 @@ def compare_objectives(
         if not name.startswith("raw")
     }
     return {name: (_spearman(values[left], errors[left]), off.get(name)) for name, values in foretold.items()}, model
-
-
-def interactions(session: Session, budget: Budget, count: int) -> joint.LayerPairs:
-    """Return the terms of at most so many pairs of layers, found in the sketch of the run."""
-    sketch = read_sketch(session.paths.root / SKETCH)
-    program = joint.build_program(steps.inspect(session), steps.measure(session), budget)
-    return find_pairs(program, sketch.columns, sketch.products(), count)
-
-
-def cross_terms(session: Session, plans: Sequence[BitPlan]) -> np.ndarray:
-    """Return what the layers of each plan lose together beyond their own, by all pairs of the sketch, chance and all."""
-    sketch = read_sketch(session.paths.root / SKETCH)
-    out = np.zeros(len(plans))
-    for metric, products in sketch.products().items():
-        for index, plan in enumerate(plans):
-            taken = [bits == getattr(plan.layers[name], role) for name, role, bits in sketch.columns[metric]]
-            mine = products[:, :, taken]
-            out[index] += (np.square(mine.sum(axis=2)) - np.square(mine).sum(axis=2)).mean()
-    return out
 
 
 def compare_programs(
@@ -172,9 +145,9 @@ def compare_programs(
             "joint, calibrated": joint.allocate(table, scores, spent, error_model=model, name="calibrated"),
         }
         if pairs:
-            found = interactions(session, spent, pairs)
+            found = interactions.strongest(session, spent, pairs)
             name = f"joint, {len(found)} pairs"
-            plans[name] = joint.allocate(table, scores, spent, pairs=found, gap=PAIRS_GAP, name="pairs")
+            plans[name] = joint.allocate(table, scores, spent, pairs=found, gap=interactions.GAP, name="pairs")
         similar = _similarities(session, list(plans.values()), prompts)
         signal = _similarities(session, list(plans.values()), prompts, metric="psnr")
         macs = sum(layer.macs for layer in table)

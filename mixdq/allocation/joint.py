@@ -67,6 +67,8 @@ class JointProgram:
         }
         if self.latency is not None:
             values["latency_ms"] = self.latency.of(bare)
+        if self.pairs:
+            values["pairs"] = float(len(self.pairs))
         facts = SolverFacts(
             solver="joint program, HiGHS, scipy.optimize.milp", objective=self.objective, values=values, gap=chosen.gap
         )

@@ -119,7 +119,7 @@ def paired(run):
 def test_plans_know_of_the_pairs_that_are_asked_for(paired) -> None:
     (plan,) = planning.allocate(paired)
     assert plan.origin["sketch"] == digest_of_file(paired.paths.root / planning.SKETCH)
-    assert len(planning.joint_program(paired, planning.scores_of(paired)).pairs) == 9
+    assert plan.solver.values["pairs"] == 9
     assert planning.allocate(paired, own=False) == [plan]
     alone = paired.config.allocation.model_copy(update={"pairs": 0})
     paired.config = paired.config.model_copy(update={"allocation": alone})
