@@ -12,10 +12,12 @@ from benchmarks.conversion import record_of, table_of
 from mixdq.evaluation.memory import peak_resident_bytes, reset_peak_resident, resident_bytes
 from mixdq.pipeline.generate import GenerationSpec
 from mixdq.pipeline.trace import DenoiserCall, Trace, TraceBatch, replay
-from mixdq.sensitivity.measure import EXACT_SHARE, METRIC_OF
+from mixdq.sensitivity.measure import METRIC_OF
 from mixdq.sensitivity.products import Products
+from mixdq.sensitivity.scorer import TrialScorer
 from mixdq.sensitivity.sketch import VECTORS_A_ROUND
-from mixdq.sensitivity.trial import TrialScorer, list_trials
+from mixdq.sensitivity.state import EXACT_SHARE
+from mixdq.sensitivity.trials import list_trials
 from mixdq.testing import tiny_sdxl_pipeline
 from mixdq.types.plan import ACTIVATION_CHOICES, WEIGHT_CHOICES
 

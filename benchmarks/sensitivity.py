@@ -37,8 +37,9 @@ from mixdq.pipeline.trace import Trace, record_calls, regenerate
 from mixdq.quant.simulate_plan import simulated_plan
 from mixdq.selection.choose import choose
 from mixdq.sensitivity.measure import METRIC_OF, measure
+from mixdq.sensitivity.scorer import TrialScorer
 from mixdq.sensitivity.sketch import TOLERANCE
-from mixdq.sensitivity.trial import TrialScorer, list_trials
+from mixdq.sensitivity.trials import list_trials
 from mixdq.testing import tiny_sdxl_pipeline
 from mixdq.types.layers import Group, LayerTable
 from mixdq.types.plan import ACTIVATION_CHOICES, BitPlan, Budget

@@ -8,8 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from mixdq.sensitivity.products import Floats, Products
-from mixdq.sensitivity.trial import Trial, TrialScorer
+from mixdq.sensitivity.products import Products
+from mixdq.sensitivity.resume import Floats
+from mixdq.sensitivity.scorer import TrialScorer
+from mixdq.sensitivity.trials import Trial
 from mixdq.types.scores import Score
 
 _NOTHING: Mapping[str, Sequence[Trial]] = MappingProxyType({})

@@ -15,7 +15,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from mixdq.sensitivity.trial import Trial
+from mixdq.sensitivity.trials import Trial
 from mixdq.types.layers import LayerSpec
 from mixdq.types.plan import FLOAT_BITS
 from mixdq.types.scores import Score, ScoreKey

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mixdq.sensitivity.products import Floats
-from mixdq.sensitivity.trial import Trial
+from mixdq.sensitivity.resume import Floats
+from mixdq.sensitivity.trials import Trial
 from mixdq.types.scores import Score
 
 _DECIBEL = 10.0 / math.log(10.0)

@@ -5,33 +5,32 @@ Rows stay as measured: near the noise floor they are not monotone in bits, and n
 
 import hashlib
 import logging
-import math
-from collections.abc import Mapping, Sequence, Set
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 from mixdq.errors import ConfigError
+from mixdq.metrics.base import METRICS
 from mixdq.pipeline.family import ModelFamily, Pipeline
 from mixdq.pipeline.generate import GenerationSpec
 from mixdq.pipeline.trace import record_calls
 from mixdq.sensitivity.desk import Desk
 from mixdq.sensitivity.engines.base import Engine, Team
 from mixdq.sensitivity.engines.local import run_local
-from mixdq.sensitivity.hybrid import next_trials
 from mixdq.sensitivity.resume import MemorySink, Sink, VectorSink
+from mixdq.sensitivity.scorer import TrialScorer
 from mixdq.sensitivity.sketch import TOLERANCE, check_sketched, sketch
-from mixdq.sensitivity.trial import Trial, TrialScorer, list_trials
+from mixdq.sensitivity.state import EXACT_SHARE, exact_count, is_complete, known_table, measured, next_of
+from mixdq.sensitivity.trials import Trial, by_metric, list_trials, without
 from mixdq.types.layers import Group, LayerTable
 from mixdq.types.plan import ACTIVATION_CHOICES, WEIGHT_CHOICES, Activations
 from mixdq.types.progress import Progress, no_progress
-from mixdq.types.scores import ScoreKey, SensitivityTable
+from mixdq.types.scores import SensitivityTable
 from mixdq.types.tensors import CalibrationRecord
 
 log = logging.getLogger(__name__)
 
 METRIC_OF: Mapping[Group, tuple[str, ...]] = MappingProxyType({"content": ("ssim",), "quality": ("sqnr",)})
 METHODS = ("exact", "sketch", "hybrid")
-EXACT_SHARE = 0.05
 
 
 def measure(
@@ -89,6 +88,9 @@ def measure(
     """
     if method not in METHODS:
         raise ConfigError(f"method = {method!r}: expected one of {', '.join(METHODS)}")
+    unknown = {metric for metrics in metric_of.values() for metric in metrics} - METRICS.keys()
+    if unknown:
+        raise ConfigError(f"metric {', '.join(sorted(unknown))}: expected one of {', '.join(sorted(METRICS))}")
     trials = list_trials(table, weight_bits, activation_bits, metric_of)
     if method != "exact":
         check_sketched(trials)
@@ -116,7 +118,7 @@ def measure(
     desk = Desk(scorer, missing, checkpointing=checkpointing)
     with engine(desk) as team:
         if method == "exact":
-            left = _without(trials, sink.done)
+            left = without(trials, sink.done)
             known = len(trials) - len(left)
             _run(team, left, sink, known, len(trials), progress)
             log.info("measured %d trials on %d layers (%d were known)", len(trials), len(table), known)
@@ -125,10 +127,10 @@ def measure(
         for score in sketch(desk, team, kept, tolerance=tolerance, progress=progress):
             if score.key not in sink.done:
                 sink.append(score)
-        count = _exact_count(trials, method, exact_share)
-        while chosen := _next(trials, table, sink, count):
+        count = exact_count(trials, method, exact_share)
+        while chosen := next_of(trials, table, sink, count):
             exact = {score.key for score in sink.table.scores if score.stderr is None}
-            _run(team, _without(chosen, exact), sink, _measured(trials, sink), count, progress)
+            _run(team, without(chosen, exact), sink, measured(trials, sink), count, progress)
     log.info("estimated %d trials on %d layers, and measured %d of them", len(trials), len(table), count)
     return known_table(trials, sink)
 
@@ -141,55 +143,6 @@ def _run(team: Team, trials: Sequence[Trial], sink: Sink, done: int, total: int,
             sink.append(score)
             log.debug("%s %s %d: %s %.6g", score.layer, score.role, score.num_bits, score.metric, score.value)
         progress(number, total, "sensitivity")
-
-
-def by_metric(trials: Sequence[Trial]) -> dict[str, list[Trial]]:
-    """Return what is sketched together: metric, in alphabetical order -> its trials, of this metric alone."""
-    return {
-        metric: [replace(trial, metrics=(metric,)) for trial in trials if metric in trial.metrics]
-        for metric in sorted({metric for trial in trials for metric in trial.metrics})
-    }
-
-
-def is_complete(
-    trials: Sequence[Trial], table: LayerTable, sink: Sink, *, method: str = "exact", exact_share: float = EXACT_SHARE
-) -> bool:
-    """Return whether `sink` holds all that `measure` would; needs no model."""
-    known = sink.done >= {key for trial in trials for key in trial.keys}
-    return known and not _next(trials, table, sink, _exact_count(trials, method, exact_share))
-
-
-def _exact_count(trials: Sequence[Trial], method: str, exact_share: float) -> int:
-    return math.ceil(exact_share * len(trials)) if method == "hybrid" else 0
-
-
-def _next(trials: Sequence[Trial], table: LayerTable, sink: Sink, count: int) -> list[Trial]:
-    known = {score.key: score for score in sink.table.scores}
-    return next_trials(trials, {layer.name: layer for layer in table}, sink.estimates, known, count)
-
-
-def _measured(trials: Sequence[Trial], sink: Sink) -> int:
-    """Return how many trials have taken the place of an estimate."""
-    known = {score.key: score for score in sink.table.scores}
-    return sum(all(key in sink.estimates and known[key].stderr is None for key in trial.keys) for trial in trials)
-
-
-def known_table(trials: Sequence[Trial], sink: Sink) -> SensitivityTable:
-    """Return the scores asked for, whatever else is known."""
-    scores_of = {score.key: score for score in sink.table.scores}
-    return SensitivityTable(
-        scores=tuple(scores_of[key] for trial in trials for key in trial.keys), origin=sink.table.origin
-    )
-
-
-def _without(trials: Sequence[Trial], done: Set[ScoreKey]) -> list[Trial]:
-    """Return the trials with the metrics that are not known yet; those with none left out."""
-    left = []
-    for trial in trials:
-        metrics = tuple(metric for metric, key in zip(trial.metrics, trial.keys, strict=True) if key not in done)
-        if metrics:
-            left.append(replace(trial, metrics=metrics))
-    return left
 
 
 def _digest(prompts: Sequence[str]) -> str:

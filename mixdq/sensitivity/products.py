@@ -11,9 +11,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mixdq.errors import UnsupportedModelError
@@ -22,9 +20,9 @@ from mixdq.pipeline.gradient import differentiable
 from mixdq.pipeline.trace import regenerate_batch, replay
 from mixdq.quant.simulate_plan import spec_input_quantizer
 from mixdq.sensitivity.probe import KEPT_BYTES, Probe, probing
-from mixdq.sensitivity.trial import Trial, TrialScorer
-
-Floats = NDArray[np.float64]
+from mixdq.sensitivity.resume import Floats
+from mixdq.sensitivity.scorer import TrialScorer
+from mixdq.sensitivity.trials import Trial
 
 SKETCHED = ("sqnr", "ssim")
 """The metrics whose form H is known."""

@@ -7,8 +7,12 @@ What the analysis asks of a keeper, and the one in memory; the files are `mixdq.
 from collections.abc import Mapping, Set
 from typing import Protocol
 
-from mixdq.sensitivity.products import Floats
+import numpy as np
+from numpy.typing import NDArray
+
 from mixdq.types.scores import Score, ScoreKey, SensitivityTable, VectorKey
+
+Floats = NDArray[np.float64]
 
 
 class Sink(Protocol):

@@ -21,7 +21,7 @@ from mixdq.sensitivity.engines.base import Team
 from mixdq.sensitivity.losses import Losses
 from mixdq.sensitivity.products import SKETCHED
 from mixdq.sensitivity.resume import VectorSink
-from mixdq.sensitivity.trial import Trial
+from mixdq.sensitivity.trials import Trial
 from mixdq.types.progress import Progress, no_progress
 from mixdq.types.scores import Score
 

@@ -59,6 +59,12 @@ def read_sensitivity(path: Path) -> SensitivityTable:
     return _parse(path, data)[1]
 
 
+def read_estimates(path: Path) -> dict[ScoreKey, Score]:
+    """Return the rows with a standard error, those too that exact ones replace; errors as `read_sensitivity`."""
+    _, _, estimates = _parse(path, read_bytes(path, SENSITIVITY))
+    return estimates
+
+
 def format_row(score: Score, schema: Schema = _EXACT) -> str:
     """Return the line of one score; ValueError where a name holds a line break, or an estimate has no column."""
     if schema == _EXACT and score.stderr is not None:

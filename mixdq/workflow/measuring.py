@@ -11,7 +11,8 @@ from typing import TypeVar
 from mixdq.errors import ArtifactFormatError, StaleArtifactError
 from mixdq.sensitivity import measure as sensitivity
 from mixdq.sensitivity.resume import VectorSink
-from mixdq.sensitivity.trial import Trial, list_trials
+from mixdq.sensitivity.state import is_complete, known_table
+from mixdq.sensitivity.trials import Trial, by_metric, list_trials
 from mixdq.store.sketch_file import SketchLog
 from mixdq.store.table_file import SensitivityLog
 from mixdq.types.layers import Group, LayerTable
@@ -39,10 +40,10 @@ def measure(
     origin = planning.sensitivity_origin(session)
     with _opened(session, path, lambda path: SensitivityLog.open(path, origin, estimated=estimated)) as log:
         trials = list_trials(table, config.allocation.weight_choices, config.allocation.activation_choices, metric_of)
-        if sensitivity.is_complete(trials, table, log, method=settings.method, exact_share=settings.exact_share):
+        if is_complete(trials, table, log, method=settings.method, exact_share=settings.exact_share):
             # Found out here, so that no model is loaded in vain.
             session.say_up_to_date(path)
-            return sensitivity.known_table(trials, log)
+            return known_table(trials, log)
         return sensitivity.measure(
             session.pipe,
             session.family,
@@ -72,7 +73,7 @@ def measure(
 def _vectors(session: Session, trials: Sequence[Trial]) -> VectorSink:
     columns = {
         metric: tuple((trial.layer, trial.role, trial.num_bits) for trial in of_metric)
-        for metric, of_metric in sensitivity.by_metric(trials).items()
+        for metric, of_metric in by_metric(trials).items()
     }
     origin = planning.sketch_origin(session, columns)
     return _opened(session, session.paths.root / planning.SKETCH, lambda path: SketchLog.open(path, columns, origin))

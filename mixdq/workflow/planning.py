@@ -9,15 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from mixdq.allocation import joint, sweep
+from mixdq.allocation.objective import METRIC_OF
 from mixdq.allocation.pairs import find_pairs
 from mixdq.config import AllocationConfig, RunConfig
 from mixdq.errors import ArtifactError, ConfigError
+from mixdq.sensitivity.resume import MemorySink
+from mixdq.sensitivity.state import is_complete
+from mixdq.sensitivity.trials import list_trials
 from mixdq.store.artifact import digest_of, digest_of_file, expect_origin
 from mixdq.store.latency_file import read_latency
 from mixdq.store.objective_file import read_objective
 from mixdq.store.plan_file import read_plan, write_plan
 from mixdq.store.sketch_file import Columns, read_sketch
-from mixdq.store.table_file import read_layers, read_sensitivity
+from mixdq.store.table_file import read_estimates, read_layers, read_sensitivity
 from mixdq.types.layers import LayerTable
 from mixdq.types.plan import BitPlan
 from mixdq.types.scores import SensitivityTable
@@ -198,11 +202,26 @@ def _digest_of(path: Path, verb: str) -> str:
 
 
 def scores_of(session: Session) -> SensitivityTable:
-    """Return the run's sensitivity table; ArtifactError where it is missing, damaged or stale."""
+    """Return the run's sensitivity table; ArtifactError where it is missing, damaged, stale or not done."""
     path, remeasure = session.paths.sensitivity, f"mixdq sensitivity {session.paths.root}"
     with session.advising(path, remeasure):
         scores = read_sensitivity(path)
     expect_origin(path, scores.origin, sensitivity_origin(session), remeasure)
+    settings, choices = session.config.sensitivity, session.config.allocation
+    if settings.method != "exact":
+        known = MemorySink(scores.origin)
+        for score in (*read_estimates(path).values(), *scores.scores):
+            known.append(score)
+        table = _table(session)
+        trials = list_trials(
+            table,
+            choices.weight_choices,
+            choices.activation_choices,
+            {group: (metric,) for group, metric in METRIC_OF.items()},
+        )
+        # Estimates alone would give a plan too, another one than was asked for.
+        if not is_complete(trials, table, known, method=settings.method, exact_share=settings.exact_share):
+            raise ArtifactError(f"{path}: the analysis was interrupted; `{remeasure}` goes on with it")
     return scores
 
 

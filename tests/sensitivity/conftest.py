@@ -8,8 +8,10 @@ from mixdq.pipeline.family import find_family
 from mixdq.pipeline.generate import GenerationSpec
 from mixdq.pipeline.layers import list_layers
 from mixdq.pipeline.trace import record_calls
-from mixdq.sensitivity.products import Floats, Products
-from mixdq.sensitivity.trial import Trial, TrialScorer, list_trials
+from mixdq.sensitivity.products import Products
+from mixdq.sensitivity.resume import Floats
+from mixdq.sensitivity.scorer import TrialScorer
+from mixdq.sensitivity.trials import Trial, list_trials
 
 PROMPTS = ["a cat", "a dog at sea", "a red boat"]
 

@@ -3,7 +3,7 @@ import pytest
 
 from mixdq.pipeline.generate import GenerationSpec
 from mixdq.sensitivity.desk import Desk, Slice
-from mixdq.sensitivity.measure import by_metric
+from mixdq.sensitivity.trials import by_metric
 from mixdq.testing import tiny_sdxl_pipeline
 
 

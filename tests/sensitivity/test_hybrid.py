@@ -3,7 +3,7 @@ import random
 import pytest
 
 from mixdq.sensitivity.hybrid import next_trials
-from mixdq.sensitivity.trial import Trial
+from mixdq.sensitivity.trials import Trial
 from mixdq.types.layers import LayerSpec
 from mixdq.types.scores import Score, ScoreKey
 

@@ -12,8 +12,9 @@ from mixdq.errors import ConfigError, NonFiniteError
 from mixdq.pipeline.family import find_family
 from mixdq.pipeline.generate import GenerationSpec
 from mixdq.pipeline.layers import list_layers
-from mixdq.sensitivity.measure import METRIC_OF, is_complete, known_table, measure
-from mixdq.sensitivity.trial import list_trials
+from mixdq.sensitivity.measure import METRIC_OF, measure
+from mixdq.sensitivity.state import is_complete, known_table
+from mixdq.sensitivity.trials import list_trials
 from mixdq.store.table_file import SensitivityLog, read_sensitivity, write_sensitivity
 from mixdq.testing import fingerprint, tiny_sdxl_pipeline
 from mixdq.types.plan import ACTIVATION_CHOICES, WEIGHT_CHOICES

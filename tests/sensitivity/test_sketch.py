@@ -8,10 +8,10 @@ from mixdq.errors import ConfigError
 from mixdq.pipeline.generate import GenerationSpec
 from mixdq.sensitivity.desk import Desk
 from mixdq.sensitivity.engines.local import run_local
-from mixdq.sensitivity.products import Floats
-from mixdq.sensitivity.resume import VectorSink
+from mixdq.sensitivity.resume import Floats, VectorSink
+from mixdq.sensitivity.scorer import TrialScorer
 from mixdq.sensitivity.sketch import MOST_VECTORS, VECTORS_A_ROUND, check_sketched, sketch
-from mixdq.sensitivity.trial import Trial, TrialScorer
+from mixdq.sensitivity.trials import Trial
 from mixdq.testing import tiny_sdxl_pipeline
 from mixdq.types.scores import Score, VectorKey
 

@@ -16,7 +16,9 @@ def hybrid(run: Session, **settings: object) -> Session:
 @pytest.fixture
 def vectors(run):
     run.paths.sensitivity.unlink()
-    return run.paths.root / planning.SKETCH
+    path = run.paths.root / planning.SKETCH
+    path.unlink()
+    return path
 
 
 def test_a_sketch_goes_on_from_the_last_slice_and_comes_to_the_same_bytes(run, vectors) -> None:

@@ -21,7 +21,8 @@ from mixdq.pipeline.layers import weights_digest
 from mixdq.pipeline.load import load_pipeline
 from mixdq.pipeline.trace import regenerate, replay
 from mixdq.sensitivity.desk import Desk
-from mixdq.sensitivity.trial import Trial, TrialScorer
+from mixdq.sensitivity.scorer import TrialScorer
+from mixdq.sensitivity.trials import Trial
 
 A = TypeVar("A")
 T = TypeVar("T")

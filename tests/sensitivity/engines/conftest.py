@@ -15,8 +15,9 @@ from mixdq.pipeline.load import load_pipeline
 from mixdq.pipeline.trace import record_calls
 from mixdq.sensitivity.desk import Desk
 from mixdq.sensitivity.engines.worker import ModelSource
-from mixdq.sensitivity.measure import METRIC_OF, by_metric
-from mixdq.sensitivity.trial import Trial, TrialScorer, list_trials
+from mixdq.sensitivity.measure import METRIC_OF
+from mixdq.sensitivity.scorer import TrialScorer
+from mixdq.sensitivity.trials import Trial, by_metric, list_trials
 from mixdq.testing import tiny_sdxl_pipeline
 from mixdq.types.plan import ACTIVATION_CHOICES, WEIGHT_CHOICES
 

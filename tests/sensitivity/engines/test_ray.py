@@ -14,7 +14,7 @@ from mixdq.errors import CalibrationError, ClusterError, ConfigError
 from mixdq.sensitivity.desk import Desk, Slice
 from mixdq.sensitivity.engines import find_engine
 from mixdq.sensitivity.engines import ray as engine
-from mixdq.sensitivity.measure import by_metric
+from mixdq.sensitivity.trials import by_metric
 from mixdq.store.table_file import format_row
 from mixdq.types.scores import Score
 

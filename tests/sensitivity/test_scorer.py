@@ -6,7 +6,7 @@ from diffusers import DiffusionPipeline
 from torch.nn.functional import conv2d, linear
 
 from mixdq.calibration.collect import calibrate
-from mixdq.errors import CalibrationError, ConfigError, NonFiniteError
+from mixdq.errors import CalibrationError, NonFiniteError
 from mixdq.metrics.psnr import psnr
 from mixdq.metrics.sqnr import sqnr
 from mixdq.metrics.ssim import ssim
@@ -14,10 +14,9 @@ from mixdq.pipeline.family import find_family
 from mixdq.pipeline.generate import GenerationSpec, generate
 from mixdq.pipeline.layers import list_layers
 from mixdq.pipeline.trace import record_calls
-from mixdq.sensitivity.trial import Trial, TrialScorer, list_trials
+from mixdq.sensitivity.scorer import TrialScorer
+from mixdq.sensitivity.trials import Trial
 from mixdq.testing import fingerprint, tiny_sd_pipeline, tiny_sdxl_pipeline
-from mixdq.types.layers import LayerTable
-from mixdq.types.plan import LayerBits
 from mixdq.types.tensors import CalibrationRecord
 
 PROMPTS = ["a cat", "a dog at sea", "a red boat"]
@@ -131,46 +130,3 @@ def test_a_record_of_another_model_is_refused() -> None:
     score = replace(scorer(tiny_sdxl_pipeline(), GenerationSpec()), record=CalibrationRecord(ranges={}))
     with pytest.raises(CalibrationError, match=QUALITY):
         score(Trial(layer=QUALITY, role="activation", num_bits=8, metrics=("sqnr",)))
-
-
-@pytest.fixture(scope="module")
-def table() -> LayerTable:
-    pipe = tiny_sdxl_pipeline()
-    return list_layers(pipe, find_family(pipe), GenerationSpec(), model="tiny")
-
-
-def test_trials_cover_every_layer_role_and_width_of_its_group_in_order(table: LayerTable) -> None:
-    trials = list_trials(
-        table,
-        {"content": (2, 4, 16), "quality": (8,)},
-        {"content": (8,), "quality": (4, 8)},
-        {"content": ("ssim", "sqnr"), "quality": ("sqnr",)},
-    )
-    expected = []
-    for layer in table:
-        if layer.group == "content":
-            widths = [("weight", 2), ("weight", 4), ("activation", 8)]
-            metrics = ("ssim", "sqnr")
-        else:
-            widths = [("weight", 8), ("activation", 4), ("activation", 8)]
-            metrics = ("sqnr",)
-        expected += [(layer.name, role, bits, metrics) for role, bits in widths]
-    assert [(trial.layer, trial.role, trial.num_bits, trial.metrics) for trial in trials] == expected
-
-
-def test_a_group_without_widths_or_metrics_is_not_measured(table: LayerTable) -> None:
-    weights = {"content": (4,), "quality": (4,)}
-    assert not list_trials(table, weights, {}, {})
-    trials = list_trials(table, weights, {}, {"content": ("ssim",)})
-    assert {table[trial.layer].group for trial in trials} == {"content"}
-    assert {trial.role for trial in trials} == {"weight"}
-
-
-def test_an_unknown_metric_is_refused_with_those_there_are(table: LayerTable) -> None:
-    with pytest.raises(ConfigError, match=r"metric lpipz: expected one of .*ssim"):
-        list_trials(table, {}, {}, {"content": ("lpipz",)})
-
-
-def test_a_trial_quantizes_its_role_alone() -> None:
-    assert Trial(layer="a", role="weight", num_bits=4, metrics=()).bits == LayerBits(weight=4, activation=16)
-    assert Trial(layer="a", role="activation", num_bits=8, metrics=()).bits == LayerBits(weight=16, activation=8)

@@ -1,4 +1,4 @@
-"""One evaluation of sensitivity analysis: a layer, a role and a width, scored by replaying a recorded run."""
+"""Exact scores: a trial is scored by replaying a recorded run with one layer quantized."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from functools import cached_property
 import torch
 from torch import nn
 
-from mixdq.errors import ConfigError, NonFiniteError
+from mixdq.errors import NonFiniteError
 from mixdq.metrics.base import METRICS
 from mixdq.metrics.sqnr import sqnr
 from mixdq.metrics.ssim import ssim
@@ -15,64 +15,14 @@ from mixdq.pipeline.family import Pipeline
 from mixdq.pipeline.prefix import Prefix, record_prefix, resumed
 from mixdq.pipeline.trace import Trace, regenerate_batch, replay
 from mixdq.quant.simulate_plan import simulated_spec
-from mixdq.types.layers import Group, LayerSpec, LayerTable
-from mixdq.types.plan import FLOAT_BITS, Activations, LayerBits
-from mixdq.types.scores import Role, Score, ScoreKey
+from mixdq.sensitivity.trials import Trial
+from mixdq.types.layers import LayerSpec
+from mixdq.types.plan import Activations
+from mixdq.types.scores import Score
 from mixdq.types.tensors import CalibrationRecord
 
 PREFIX_BYTES = 2**31
 """Memory for what the blocks gave in all recorded calls together."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Trial:
-    """One layer with its weight or its input at `num_bits`, to be scored by `metrics`."""
-
-    layer: str
-    role: Role
-    num_bits: int
-    metrics: tuple[str, ...]
-
-    @property
-    def bits(self) -> LayerBits:
-        """The widths of the layer in this trial."""
-        if self.role == "weight":
-            return LayerBits(weight=self.num_bits, activation=FLOAT_BITS)
-        return LayerBits(weight=FLOAT_BITS, activation=self.num_bits)
-
-    @property
-    def keys(self) -> tuple[ScoreKey, ...]:
-        """The keys of its scores."""
-        return tuple((self.layer, self.role, self.num_bits, metric) for metric in self.metrics)
-
-
-def list_trials(
-    table: LayerTable,
-    weight_bits: Mapping[Group, Sequence[int]],
-    activation_bits: Mapping[Group, Sequence[int]],
-    metric_of: Mapping[Group, Sequence[str]],
-) -> tuple[Trial, ...]:
-    """Return all trials, layer by layer in table order, weights before activations, widths as given.
-
-    A group without metrics or widths is not measured; 16 bits, which change nothing, are left out.
-
-    Raises:
-        ConfigError: a metric has no such name.
-    """
-    unknown = {metric for metrics in metric_of.values() for metric in metrics} - METRICS.keys()
-    if unknown:
-        raise ConfigError(f"metric {', '.join(sorted(unknown))}: expected one of {', '.join(sorted(METRICS))}")
-    widths_of: tuple[tuple[Role, Mapping[Group, Sequence[int]]], ...] = (
-        ("weight", weight_bits),
-        ("activation", activation_bits),
-    )
-    return tuple(
-        Trial(layer=layer.name, role=role, num_bits=num_bits, metrics=tuple(metric_of[layer.group]))
-        for layer in table
-        for role, widths in widths_of
-        for num_bits in widths.get(layer.group, ())
-        if num_bits != FLOAT_BITS and metric_of.get(layer.group)
-    )
 
 
 @dataclass(frozen=True, kw_only=True)
