@@ -55,7 +55,11 @@ class JointProgram:
         """Return a solution as a plan, with what it spends and what error it predicts."""
         bits = {layer.name: LayerBits(weight=FLOAT_BITS, activation=FLOAT_BITS) for layer in self.table}
         for (layer, role), option in chosen.options.items():
-            bits[layer] = option if isinstance(option, LayerBits) else replace(bits[layer], **{role: option})
+            if isinstance(option, LayerBits):
+                bits[layer] = option
+            else:
+                known = bits[layer]
+                bits[layer] = replace(known, weight=option) if role == "weight" else replace(known, activation=option)
         bare = BitPlan(name=name, layers=bits)
         weight, activation = mean_bits(bare, self.table)
         values = {

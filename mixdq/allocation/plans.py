@@ -6,27 +6,35 @@ same in every plan and not counted.
 """
 
 import math
+from dataclasses import replace
 
 from mixdq.errors import PlanError
 from mixdq.types.layers import LayerSpec, LayerTable
-from mixdq.types.plan import FLOAT_BITS, BitPlan, LayerBits
+from mixdq.types.plan import FLOAT_BITS, BitPlan, LayerBits, Number
 
 SCALE_BYTES = 4
 ZERO_POINT_BYTES = 4
 
 
 def uniform_plan(
-    table: LayerTable, weight: int, activation: int, name: str | None = None, keep: tuple[str, ...] = ()
+    table: LayerTable,
+    weight: int,
+    activation: int,
+    name: str | None = None,
+    keep: tuple[str, ...] = (),
+    number: Number = "int",
 ) -> BitPlan:
     """Return the plan that gives every layer the same bits, but those of `keep`, which stay in floating point.
 
-    Named "W4A8-uniform" where no name is given.
+    Of `number` "float" Linear layers have W8A8 float, and convolutions, which cannot, W8A8. Named "W4A8-uniform" where
+    no name is given.
     """
-    bits = LayerBits(weight=weight, activation=activation)
+    bits = LayerBits(weight=weight, activation=activation, number=number)
+    of_kind = {"linear": bits, "conv2d": replace(bits, number="int")}
     kept = LayerBits(weight=FLOAT_BITS, activation=FLOAT_BITS)
     return BitPlan(
         name=name or f"{bits}-uniform",
-        layers={layer.name: kept if layer.name in keep else bits for layer in table},
+        layers={layer.name: kept if layer.name in keep else of_kind[layer.op] for layer in table},
         origin={"model": table.digest},
     )
 
@@ -49,7 +57,11 @@ def mean_bits(plan: BitPlan, table: LayerTable) -> tuple[float, float]:
 def weight_bytes(plan: BitPlan, table: LayerTable, *, symmetric: bool = True) -> int:
     """Return the bytes of all weights under the plan, scales and zero points included; PlanError as `mean_bits`."""
     _same_layers(plan, table)
-    return sum(layer_bytes(layer, plan.layers[layer.name].weight, symmetric=symmetric) for layer in table)
+    return sum(
+        layer_bytes(layer, bits.weight, symmetric=symmetric or bits.is_float)
+        for layer in table
+        for bits in (plan.layers[layer.name],)
+    )
 
 
 def layer_bytes(layer: LayerSpec, num_bits: int, *, symmetric: bool = True) -> int:

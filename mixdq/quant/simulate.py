@@ -19,7 +19,7 @@ from mixdq.quant.affine import fake_quantize
 from mixdq.quant.bos import BosRow, with_bos_row
 from mixdq.quant.qparams import activation_qparams, row_qparams
 from mixdq.quant.weights import fake_quantize_weight
-from mixdq.types.plan import FLOAT_BITS, LayerBits
+from mixdq.types.plan import FLOAT_BITS, LayerBits, Number
 from mixdq.types.tensors import ActivationRange, QParams
 
 QuantizableLayer = nn.Linear | nn.Conv2d
@@ -49,14 +49,22 @@ def simulated_layer(
     Raises:
         NonFiniteError: the weight, or a first text token, holds NaN or infinity.
         BosNotConstantError: within the block, the first text token is not the stored one.
-        ValueError: parts and ranges do not fit the layer.
+        ValueError: parts and ranges do not fit the layer, or a convolution is to have floats.
     """
+    if bits.is_float and not isinstance(module, nn.Linear):
+        raise ValueError(f"{name}: {bits} is for Linear layers; a Conv2d takes W8A8")
     changed: dict[str, nn.Parameter] = {}
     quantized_input = bits.activation != FLOAT_BITS
     dtype = torch.float32 if quantized_input else module.weight.dtype
     if bits.weight != FLOAT_BITS:
         fake = fake_quantize_weight(
-            module.weight, bits.weight, symmetric=symmetric, splits=splits, rounding=rounding, name=name
+            module.weight,
+            bits.weight,
+            symmetric=symmetric,
+            number=bits.number,
+            splits=splits,
+            rounding=rounding,
+            name=name,
         )
         changed["weight"] = nn.Parameter(fake.to(dtype), requires_grad=False)
     if quantized_input:
@@ -66,7 +74,9 @@ def simulated_layer(
                 changed[key] = nn.Parameter(parameter.detach().to(dtype), requires_grad=False)
     compute: Callable[[Tensor], Tensor] = module.forward
     if quantized_input:
-        quantized = input_quantizer(module, bits.activation, ranges=ranges, splits=splits, dynamic=dynamic, name=name)
+        quantized = input_quantizer(
+            module, bits.activation, number=bits.number, ranges=ranges, splits=splits, dynamic=dynamic, name=name
+        )
         compute = _on_quantized_input(compute, quantized)
     if bos is not None and bits != LayerBits(weight=FLOAT_BITS, activation=FLOAT_BITS):
         compute = _beside_bos_row(compute, bos, module.bias, name)
@@ -78,6 +88,7 @@ def input_quantizer(
     module: QuantizableLayer,
     num_bits: int,
     *,
+    number: Number = "int",
     ranges: Sequence[ActivationRange] = (),
     splits: Sequence[int] = (),
     dynamic: bool = False,
@@ -85,8 +96,8 @@ def input_quantizer(
 ) -> Callable[[Tensor], Tensor]:
     """Return what fake-quantizes a float32 input of the layer; arguments and errors as in `simulated_layer`."""
     if dynamic:
-        return _fake_rows(module, num_bits, splits, name)
-    return partial(fake_quantize, qparams=_input_qparams(module, ranges, num_bits, splits, name))
+        return _fake_rows(module, num_bits, number, splits, name)
+    return partial(fake_quantize, qparams=_input_qparams(module, ranges, num_bits, number, splits, name))
 
 
 @contextmanager
@@ -120,13 +131,18 @@ def _on_quantized_input(
     return forward
 
 
-def _fake_rows(module: QuantizableLayer, num_bits: int, splits: Sequence[int], name: str) -> Callable[[Tensor], Tensor]:
+def _fake_rows(
+    module: QuantizableLayer, num_bits: int, number: Number, splits: Sequence[int], name: str
+) -> Callable[[Tensor], Tensor]:
     """Return what fake-quantizes an input, each row of each part by its own numbers."""
     axes, parts = 1 if isinstance(module, nn.Linear) else 3, _parts(module, splits, name)
 
     def quantized(input: Tensor) -> Tensor:
-        each = torch.split(input, parts, dim=-axes)
-        return torch.cat([fake_quantize(part, row_qparams(part, num_bits, axes=axes)) for part in each], dim=-axes)
+        each = [
+            fake_quantize(part, row_qparams(part, num_bits, axes=axes, number=number))
+            for part in torch.split(input, parts, dim=-axes)
+        ]
+        return torch.cat(each, dim=-axes)
 
     return quantized
 
@@ -141,25 +157,28 @@ def _beside_bos_row(
 
 
 def _input_qparams(
-    module: QuantizableLayer, ranges: Sequence[ActivationRange], num_bits: int, splits: Sequence[int], name: str
+    module: QuantizableLayer,
+    ranges: Sequence[ActivationRange],
+    num_bits: int,
+    number: Number,
+    splits: Sequence[int],
+    name: str,
 ) -> QParams:
     """Return the input's scale and zero point; for a joined input, each part's repeated over its channels."""
     if len(ranges) != max(1, len(splits)):
         raise ValueError(f"{name}: {len(ranges)} ranges for {max(1, len(splits))} input parts")
     device = module.weight.device
-    parts = [activation_qparams(rng, num_bits) for rng in ranges]
-    if not splits:
-        part = parts[0]
-        assert part.zero_point is not None
-        return QParams(scale=part.scale.to(device), zero_point=part.zero_point.to(device), spec=part.spec)
-    repeats = torch.tensor(_parts(module, splits, name))
-    shape = (-1,) if isinstance(module, nn.Linear) else (-1, 1, 1)
-    scale = torch.stack([part.scale for part in parts]).repeat_interleave(repeats)
-    zero_point = torch.stack([part.zero_point for part in parts if part.zero_point is not None])
+    parts = [activation_qparams(rng, num_bits, number) for rng in ranges]
+    scale = torch.stack([part.scale for part in parts])
+    zero_points = [part.zero_point for part in parts if part.zero_point is not None]
+    zero_point = torch.stack(zero_points) if zero_points else None
+    if splits:
+        repeats = torch.tensor(_parts(module, splits, name))
+        shape = (-1,) if isinstance(module, nn.Linear) else (-1, 1, 1)
+        scale = scale.repeat_interleave(repeats).reshape(shape)
+        zero_point = None if zero_point is None else zero_point.repeat_interleave(repeats).reshape(shape)
     return QParams(
-        scale=scale.reshape(shape).to(device),
-        zero_point=zero_point.repeat_interleave(repeats).reshape(shape).to(device),
-        spec=parts[0].spec,
+        scale=scale.to(device), zero_point=None if zero_point is None else zero_point.to(device), spec=parts[0].spec
     )
 
 

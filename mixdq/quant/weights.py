@@ -14,6 +14,7 @@ from mixdq.quant.affine import dequantize
 from mixdq.quant.packing import pack, unpack
 from mixdq.quant.qparams import weight_qparams
 from mixdq.quant.rounding import ROUNDINGS
+from mixdq.types.plan import Number
 from mixdq.types.tensors import QParams, QTensor, QuantSpec
 
 WEIGHTS_AT_ONCE = 2**20
@@ -25,14 +26,15 @@ def quantize_weight(
     num_bits: int,
     *,
     symmetric: bool = True,
+    number: Number = "int",
     splits: Sequence[int] = (),
     rounding: str = "nearest",
     name: str = "weight",
 ) -> tuple[QTensor, ...]:
     """Return a weight [out, in, ...] as quantized parts, one for each of `splits`, or one where it is empty.
 
-    A scale for every output channel of every part, by min-max. Codes lie in the portable layout of `QTensor`, on the
-    device of `weight`.
+    A scale for every output channel of every part, by min-max. Floats are symmetric whatever is asked. Codes lie in the
+    portable layout of `QTensor`, on the device of `weight`.
 
     Raises:
         NonFiniteError: the weight holds NaN or infinity; `name` says whose it is.
@@ -42,7 +44,7 @@ def quantize_weight(
     slices = [
         [
             QTensor(codes=_packed(codes, num_bits), qparams=qparams, shape=tuple(codes.shape))
-            for codes, qparams in _quantized_parts(some, num_bits, symmetric, splits, rounding, name)
+            for codes, qparams in _quantized_parts(some, num_bits, symmetric, number, splits, rounding, name)
         ]
         for some in torch.split(weight, rows)
     ]
@@ -68,24 +70,31 @@ def fake_quantize_weight(
     num_bits: int,
     *,
     symmetric: bool = True,
+    number: Number = "int",
     splits: Sequence[int] = (),
     rounding: str = "nearest",
     name: str = "weight",
 ) -> Tensor:
     """Return `dequantize_weight(quantize_weight(...))` in float32, bit for bit, without packing anything."""
-    parts = _quantized_parts(weight, num_bits, symmetric, splits, rounding, name)
+    parts = _quantized_parts(weight, num_bits, symmetric, number, splits, rounding, name)
     real = [dequantize(codes, qparams) for codes, qparams in parts]
     return real[0] if len(real) == 1 else torch.cat(real, dim=1)
 
 
 def _quantized_parts(
-    weight: Tensor, num_bits: int, symmetric: bool, splits: Sequence[int], rounding: str, name: str
+    weight: Tensor,
+    num_bits: int,
+    symmetric: bool,
+    number: Number,
+    splits: Sequence[int],
+    rounding: str,
+    name: str,
 ) -> list[tuple[Tensor, QParams]]:
     if rounding not in ROUNDINGS:
         raise ValueError(f"rounding {rounding!r}: expected one of {sorted(ROUNDINGS)}")
     if splits and sum(splits) != weight.shape[1]:
         raise ValueError(f"{name}: parts {tuple(splits)} do not add up to {weight.shape[1]} input channels")
-    spec = QuantSpec(num_bits=num_bits, symmetric=symmetric, channel_axis=0)
+    spec = QuantSpec(num_bits=num_bits, symmetric=symmetric or number == "float", channel_axis=0, number=number)
     weight = weight.detach()
     parts = torch.split(weight, list(splits), dim=1) if splits else (weight,)
     out = []

@@ -21,7 +21,10 @@ ACTIVATION_CHOICES: Mapping[Group, tuple[int, ...]] = MappingProxyType({"content
 Activations = Literal["static", "dynamic"]
 """Where the scale of a quantized input comes from: from calibration, or at run time from each row or picture itself."""
 
-_LAYER_BITS = re.compile(r"W(\d{1,2})A(\d{1,2})")
+Number = Literal["int", "float"]
+"""What codes of 8 bits or fewer stand for: integers, or E4M3 floats, which have 8 bits; see `mixdq.quant.e4m3`."""
+
+_LAYER_BITS = re.compile(r"W(\d{1,2})A(\d{1,2})( float)?")
 
 
 def check_bits(num_bits: int) -> int:
@@ -42,27 +45,39 @@ def is_dynamic(activations: str) -> bool:
 class LayerBits:
     """The widths of one layer, written "W4A8"; 16 means left in floating point.
 
-    >>> str(LayerBits(weight=4, activation=8))
-    'W4A8'
+    With E4M3 floats in the place of integers, on both sides, it is "W8A8 float".
+
+    >>> str(LayerBits(weight=4, activation=8)), str(LayerBits(weight=8, activation=8, number="float"))
+    ('W4A8', 'W8A8 float')
     """
 
     weight: int
     activation: int
+    number: Number = "int"
 
     def __post_init__(self) -> None:
         check_bits(self.weight)
         check_bits(self.activation)
+        if self.number not in ("int", "float"):
+            raise ValueError(f"number = {self.number!r}: expected 'int' or 'float'")
+        if self.is_float and not self.weight == self.activation == 8:
+            raise ValueError(f"{self}: E4M3 floats have 8 bits, so only W8A8 float is there")
+
+    @property
+    def is_float(self) -> bool:
+        """Whether codes are E4M3 floats."""
+        return self.number == "float"
 
     def __str__(self) -> str:
-        return f"W{self.weight}A{self.activation}"
+        return f"W{self.weight}A{self.activation}{' float' if self.is_float else ''}"
 
     @staticmethod
     def parse(text: str) -> "LayerBits":
-        """Return the widths written as "W4A8"; raise ValueError for anything else."""
+        """Return the widths written as "W4A8" or "W8A8 float"; raise ValueError for anything else."""
         match = _LAYER_BITS.fullmatch(text)
         if match is None:
-            raise ValueError(f"{text!r} is not of the form W4A8")
-        return LayerBits(weight=int(match[1]), activation=int(match[2]))
+            raise ValueError(f"{text!r} is not of the form W4A8 or W8A8 float")
+        return LayerBits(weight=int(match[1]), activation=int(match[2]), number="float" if match[3] else "int")
 
 
 @dataclass(frozen=True, kw_only=True)

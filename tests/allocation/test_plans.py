@@ -77,3 +77,14 @@ def test_plan_for_another_model_is_refused_with_every_disagreement(table) -> Non
     with pytest.raises(PlanError, match="another model") as caught:
         mean_bits(BitPlan(name="x", layers=layers), table)
     assert len(caught.value.disagreements) == 2
+
+
+def test_uniform_floats_are_linear_layers_alone_and_have_no_zero_points(table) -> None:
+    plan = uniform_plan(table, 8, 8, number="float")
+    assert plan.name == "W8A8 float-uniform"
+    for layer in table:
+        assert str(plan.layers[layer.name]) == ("W8A8 float" if layer.op == "linear" else "W8A8")
+    whole = uniform_plan(table, 8, 8)
+    assert weight_bytes(plan, table) == weight_bytes(whole, table)
+    rows = sum(layer.weight_shape[0] * max(1, len(layer.input_splits)) for layer in table if layer.op == "linear")
+    assert weight_bytes(whole, table, symmetric=False) - weight_bytes(plan, table, symmetric=False) == 4 * rows

@@ -147,3 +147,30 @@ def test_float16_saturates_instead_of_overflowing() -> None:
 def test_nan_stays_nan_where_no_code_is_needed() -> None:
     qparams = activation_qparams(ActivationRange(min=-1.0, max=1.0, batches=1), 8)
     assert bool(torch.isnan(fake_quantize(torch.tensor([float("nan")]), qparams)).all())
+
+
+FLOATS = QuantSpec(num_bits=8, symmetric=True, channel_axis=0, number="float")
+
+
+@settings(deadline=None, max_examples=100)
+@given(x=WEIGHTS, dtype=st.sampled_from([torch.float32, torch.float16, torch.bfloat16]))
+def test_floats_are_near_and_fake_quantizing_them_is_dequantize_of_quantize(x: np.ndarray, dtype: torch.dtype) -> None:
+    tensor = torch.from_numpy(x).to(dtype)
+    qparams = weight_qparams(tensor, FLOATS)
+    codes = quantize(tensor, qparams)
+    assert codes.dtype == torch.int8
+    assert holds(qparams.spec, codes)
+    fake, found = fake_quantize(tensor, qparams), dequantize(codes, qparams)
+    assert torch.equal(fake.view(torch.uint8), found.to(dtype).view(torch.uint8))
+    # 4 bits of mantissa, and below 2^-6 steps of 2^-9; the division, the scale and the product each round once.
+    exact, scale = tensor.double(), qparams.scale.double()
+    bound = torch.maximum(exact.abs() * 2.0**-4, scale * 2.0**-10) * (1 + 2.0**-18) + 2.0**-149
+    assert bool(((found.double() - exact).abs() <= bound).all())
+    assert torch.equal(fake_quantize(found, qparams), found)
+
+
+def test_floats_keep_nan_where_no_code_is_needed_and_saturate() -> None:
+    qparams = activation_qparams(ActivationRange(min=-1.0, max=3.5, batches=1), 8, "float")
+    found = fake_quantize(torch.tensor([torch.nan, torch.inf, -9.0]), qparams)
+    assert bool(found[0].isnan())
+    assert found[1:].tolist() == [3.5, -3.5]

@@ -207,3 +207,22 @@ def test_rows_without_numbers_have_a_scale_all_the_same() -> None:
     found = row_qparams(torch.empty(2, 4, 0, 3), 8, axes=3)
     assert found.scale.flatten().tolist() == [1.0, 1.0]
     assert row_qparams(torch.empty(0, 5), 8, axes=1).scale.shape == (0, 1)
+
+
+@settings(deadline=None, max_examples=80)
+@given(weight=WEIGHTS)
+def test_floats_reach_from_the_largest_magnitude_to_its_negative(weight: np.ndarray) -> None:
+    qparams = weight_qparams(
+        torch.from_numpy(weight), QuantSpec(num_bits=8, symmetric=True, channel_axis=0, number="float")
+    )
+    most = np.abs(weight.astype(np.float64)).reshape(weight.shape[0], -1).max(1)
+    wanted = np.where(most == 0, 1.0, np.maximum(most / 448, LEAST_SCALE))
+    np.testing.assert_allclose(qparams.scale.numpy().ravel().astype(np.float64), wanted, rtol=2**-24)
+    assert qparams.zero_point is None
+    rows = row_qparams(torch.from_numpy(weight), 8, axes=weight.ndim - 1, number="float")
+    assert rows.zero_point is None
+    assert torch.equal(rows.scale, qparams.scale)
+    for row, scale in zip(weight, rows.scale.flatten(), strict=True):
+        known = ActivationRange(min=float(row.min()), max=float(row.max()), batches=1)
+        made = activation_qparams(known, 8, "float")
+        assert (made.zero_point, float(made.scale)) == (None, float(scale))

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from mixdq.errors import BosNotConstantError, NonFiniteError
 from mixdq.quant.affine import dequantize, quantize
 from mixdq.quant.bos import BosRow
-from mixdq.quant.qparams import activation_qparams
+from mixdq.quant.qparams import activation_qparams, row_qparams
 from mixdq.quant.simulate import simulated_layer
 from mixdq.quant.weights import dequantize_weight, quantize_weight
 from mixdq.types.plan import LayerBits
@@ -249,3 +249,30 @@ def test_more_bits_come_nearer() -> None:
         with simulated_layer(layer, LayerBits(weight=num_bits, activation=num_bits), ranges=(RANGE,)):
             errors.append(float((layer(x) - reference).square().mean()))
     assert errors == sorted(errors, reverse=True)
+
+
+FLOATS = LayerBits(weight=8, activation=8, number="float")
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("splits", [(), (5, 7)])
+def test_floats_are_those_of_weight_and_input(splits: tuple[int, ...], dynamic: bool) -> None:
+    layer, x = nn.Linear(12, 6), torch.randn(4, 12)
+    parts = x.split(list(splits) or [12], -1)
+    ranges = (RANGE, NARROW)[: len(parts)]
+    if dynamic:
+        made = [row_qparams(part, 8, axes=1, number="float") for part in parts]
+    else:
+        made = [activation_qparams(rng, 8, "float") for rng in ranges]
+    fake = torch.cat([dequantize(quantize(p, q), q) for p, q in zip(parts, made, strict=True)], -1).double()
+    weight = dequantize_weight(quantize_weight(layer.weight, 8, number="float", splits=splits)).double()
+    with simulated_layer(layer, FLOATS, ranges=ranges, splits=splits, dynamic=dynamic, symmetric=False):
+        close(layer(x), nn.functional.linear(fake, weight, layer.bias.double()), terms=16, size=4.0)
+
+
+def test_convolutions_have_no_floats() -> None:
+    with (
+        pytest.raises(ValueError, match="conv_in: W8A8 float is for Linear layers"),
+        simulated_layer(nn.Conv2d(3, 4, 1), FLOATS, dynamic=True, name="conv_in"),
+    ):
+        pass

@@ -107,3 +107,19 @@ def test_a_parameter_can_be_quantized() -> None:
     (part,) = quantize_weight(parameter, 8)
     assert not part.qparams.scale.requires_grad
     assert not dequantize_weight((part,)).requires_grad
+
+
+@pytest.mark.parametrize("splits", [(), (2, 5)])
+def test_floats_are_symmetric_and_packed_as_their_bytes(splits: tuple[int, ...]) -> None:
+    weight = random_weight(4, 7)
+    parts = quantize_weight(weight, 8, symmetric=False, number="float", splits=splits)
+    for part in parts:
+        assert (part.codes.dtype, part.codes.shape) == (torch.int8, part.shape)
+        assert part.qparams.spec.is_float
+        assert part.qparams.zero_point is None
+    real = dequantize_weight(parts)
+    assert torch.equal(real, fake_quantize_weight(weight, 8, symmetric=False, number="float", splits=splits))
+    # Half a step of 4 bits of mantissa, or of the subnormals, and float32's own roundings.
+    least = torch.cat([part.qparams.scale.expand(part.shape) for part in parts], dim=1) * 2.0**-10
+    assert bool(((real - weight).abs() <= torch.maximum(weight.abs() * 2.0**-4, least) * (1 + 2.0**-18)).all())
+    assert not torch.equal(real, fake_quantize_weight(weight, 8, splits=splits))

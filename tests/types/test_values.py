@@ -21,7 +21,24 @@ def test_layer_bits_survive_their_text(weight, activation) -> None:
     assert LayerBits.parse(str(bits)) == bits
 
 
-@pytest.mark.parametrize("text", ["", "W4", "w4a8", "W4A8 ", "W-4A8", "W4A9", "W1A8", "W16A17", "W100A8"])
+def test_floats_have_eight_bits_on_both_sides_and_are_no_integers() -> None:
+    bits = LayerBits(weight=8, activation=8, number="float")
+    assert str(bits) == "W8A8 float"
+    assert LayerBits.parse("W8A8 float") == bits != LayerBits.parse("W8A8")
+    with pytest.raises(ValueError, match="expected 'int' or 'float'"):
+        LayerBits(weight=8, activation=8, number="double")
+    for wrong in ({"num_bits": 4, "symmetric": True}, {"num_bits": 8, "symmetric": False}):
+        with pytest.raises(ValueError, match="8 bits and no zero point"):
+            QuantSpec(number="float", **wrong)
+    for end in ("code_min", "code_max"):
+        with pytest.raises(ValueError, match="no range of integers"):
+            getattr(QuantSpec(num_bits=8, symmetric=True, number="float"), end)
+
+
+NO_FLOATS = ["W4A8 float", "W8A16 float", "W16A16 float", "W8A8float", "W8A8  float", "W8A8 Float", "W8A8 float "]
+
+
+@pytest.mark.parametrize("text", ["", "W4", "w4a8", "W4A8 ", "W-4A8", "W4A9", "W1A8", "W16A17", "W100A8", *NO_FLOATS])
 def test_other_texts_are_no_layer_bits(text) -> None:
     with pytest.raises(ValueError, match=r"W4A8|bits"):
         LayerBits.parse(text)
