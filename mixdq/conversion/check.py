@@ -77,6 +77,8 @@ def _layer_complaints(spec: LayerSpec, bits: LayerBits, record: CalibrationRecor
         return []
     if bits.weight == FLOAT_BITS:
         return [f"{spec.name}: {bits} quantizes the input of a floating-point weight, which no kernel runs; use W16A16"]
+    if bits.is_float and spec.op != "linear":
+        return [f"{spec.name}: {bits} is for Linear layers; a Conv2d takes W8A8"]
     complaints = []
     if bits.activation != FLOAT_BITS and not dynamic:
         parts, ranges = max(1, len(spec.input_splits)), len(record.ranges.get(spec.name, ()))

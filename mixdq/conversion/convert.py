@@ -98,7 +98,12 @@ def convert(
 
 def _layout(spec: LayerSpec, bits: LayerBits, symmetric: bool, dynamic: bool) -> LayerLayout:
     return LayerLayout(
-        name=spec.name, bits=bits, symmetric=symmetric, splits=spec.input_splits, bos=spec.bos, dynamic=dynamic
+        name=spec.name,
+        bits=bits,
+        symmetric=symmetric or bits.is_float,
+        splits=spec.input_splits,
+        bos=spec.bos,
+        dynamic=dynamic,
     )
 
 
@@ -145,13 +150,15 @@ def _successor(
             module.weight,
             layout.bits.weight,
             symmetric=layout.symmetric,
+            number=layout.bits.number,
             splits=layout.splits,
             rounding=rounding,
             name=spec.name,
         )
     activation = None
     if not (layout.weight_only or layout.dynamic):
-        activation = [activation_qparams(rng, layout.bits.activation) for rng in record.ranges[spec.name]]
+        bits = layout.bits
+        activation = [activation_qparams(rng, bits.activation, bits.number) for rng in record.ranges[spec.name]]
     if isinstance(module, nn.Conv2d):
         return QuantizedConv2d.from_float(module, layout, parts, activation, backend=backend)
     bos = None

@@ -22,7 +22,7 @@ class KernelRequest:
     Attributes:
         layer: the layer's dotted path; for messages.
         op: "linear" or "conv2d".
-        bits: its widths; an activation of 16 means weight-only.
+        bits: its widths; an activation of 16 means weight-only. Floats are asked of "linear" alone, and symmetric.
         weight_shape: [out, in] or [out, in / groups, height, width] of this part.
         stride, padding, dilation, groups: the convolution's; borders are real zeros. Unused by "linear".
         symmetric: False where the weight has zero points.
@@ -87,7 +87,8 @@ class Backend(Protocol):
     """A way to compute quantized products.
 
     Integer accumulators equal the reference backend's bit for bit. `tolerance` bounds the float epilogue:
-    |y - exact| <= tolerance * (|scale * accumulator| + |bias|) before the cast to the output's type.
+    |y - exact| <= tolerance * (|scale * accumulator| + |bias|) before the cast to the output's type. Where codes are
+    floats, sums are not exact, and the accumulator there is that of the products' magnitudes.
     """
 
     @property
@@ -111,6 +112,8 @@ class Backend(Protocol):
 
 def int32_refusals(request: KernelRequest) -> list[str]:
     """Return why a request cannot be met by products of signed bytes that are summed in int32, in words."""
+    if request.bits.is_float:
+        return [f"it multiplies integers, and {request.bits} has none"]
     if request.bits.activation == FLOAT_BITS:
         return []
     reasons = []

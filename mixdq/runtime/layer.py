@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mixdq.quant.bos import BosRow, BosRows
+from mixdq.quant.grid import input_spec
 from mixdq.quant.weights import dequantize_weight
 from mixdq.runtime.binding import Bound, bind_parts, is_offloaded, stand_in
 from mixdq.runtime.compose import BesideBosRow, JoinedInput
@@ -30,7 +31,7 @@ from mixdq.runtime.layout import (
 )
 from mixdq.runtime.opaque import new_handle
 from mixdq.runtime.select import check_backend
-from mixdq.types.tensors import QParams, QTensor, QuantSpec
+from mixdq.types.tensors import QParams, QTensor
 
 
 class QuantizedLayer(nn.Module):
@@ -103,12 +104,13 @@ class QuantizedLayer(nn.Module):
 
     def activation(self) -> tuple[QParams, ...] | None:
         """Return scale and zero point of each input part; None where weight-only or dynamic."""
-        if self.input_scale is None or self.input_zero_point is None:
+        if self.input_scale is None:
             return None
-        spec = QuantSpec(num_bits=self.layout.bits.activation, symmetric=False)
+        spec = input_spec(self.layout.bits.activation, self.layout.bits.number)
+        zero_points = [None] * len(self.input_scale) if self.input_zero_point is None else self.input_zero_point
         return tuple(
             QParams(scale=scale, zero_point=zero_point, spec=spec)
-            for scale, zero_point in zip(self.input_scale, self.input_zero_point, strict=True)
+            for scale, zero_point in zip(self.input_scale, zero_points, strict=True)
         )
 
     def bos_row(self) -> BosRow | None:

@@ -1,10 +1,11 @@
 """How a quantized layer's numbers lie in its tensors: the portable layout, as it is in memory and on disk.
 
-    weight              int8 of the weight's shape at 8 bits; below, uint8 [out, bytes], packed rows, parts side by side
+    weight              int8 of the weight's shape at 8 bits, of E4M3 floats their bytes; below, uint8 [out, bytes],
+                        packed rows, parts side by side
     weight_scale        float32 [out, parts]
     weight_zero_point   int32 [out, parts]; absent where symmetric
     input_scale         float32 [parts]; absent where weight-only or dynamic
-    input_zero_point    int32 [parts]; absent where weight-only or dynamic
+    input_zero_point    int32 [parts]; absent where weight-only or dynamic, or where codes are floats
     bos_input           float32 [in]; BOS layers only
     bos_output          float32 [out]; BOS layers only
     bias                in the model's dtype, as in the float layer
@@ -42,7 +43,7 @@ class LayerLayout:
     Attributes:
         name: its dotted path; for messages.
         bits: its widths; the weight's at most 8.
-        symmetric: False where the weight has zero points.
+        symmetric: False where the weight has zero points; floats have none.
         splits: input channels of each part; empty where the input is one whole.
         bos: True where the first text token's output is stored.
         dynamic: True where a quantized input is scaled at run time; means nothing where weight-only.
@@ -60,6 +61,8 @@ class LayerLayout:
             raise ValueError(
                 f"{self.name}: {self.bits} keeps its weight in floating point, so it is no quantized layer"
             )
+        if self.bits.is_float and not self.symmetric:
+            raise ValueError(f"{self.name}: {self.bits} has no zero points")
         if any(channels < 1 for channels in self.splits):
             raise ValueError(f"{self.name}: parts {self.splits} must be positive")
 
@@ -72,6 +75,11 @@ class LayerLayout:
     def weight_only(self) -> bool:
         """Whether the input stays in floating point."""
         return self.bits.activation == FLOAT_BITS
+
+    @property
+    def weight_spec(self) -> QuantSpec:
+        """How each part of the weight is quantized."""
+        return QuantSpec(num_bits=self.bits.weight, symmetric=self.symmetric, channel_axis=0, number=self.bits.number)
 
 
 def weight_shape_of(module: nn.Linear | nn.Conv2d) -> tuple[int, ...]:
@@ -106,7 +114,8 @@ def tensor_specs(layout: LayerLayout, weight_shape: Sequence[int]) -> dict[str, 
         specs["weight_zero_point"] = ((rows, parts), torch.int32)
     if not (layout.weight_only or layout.dynamic):
         specs["input_scale"] = ((parts,), torch.float32)
-        specs["input_zero_point"] = ((parts,), torch.int32)
+        if not layout.bits.is_float:
+            specs["input_zero_point"] = ((parts,), torch.int32)
     if layout.bos:
         specs["bos_input"] = ((weight_shape[1],), torch.float32)
         specs["bos_output"] = ((rows,), torch.float32)
@@ -117,8 +126,10 @@ def check_values(layout: LayerLayout, name: str, tensor: Tensor) -> None:
     """Return if a tensor's values can be a layer's: scales positive and finite, zero points codes, BOS rows finite.
 
     Raises:
-        ValueError: they cannot; codes themselves are not looked at.
+        ValueError: they cannot; of codes only floats are looked at, which may not be NaN.
     """
+    if name == "weight" and layout.bits.is_float and not holds(layout.weight_spec, tensor):
+        raise ValueError(f"{layout.name}.{name}: NaN")
     if name.endswith("scale") and not bool(((tensor > 0) & torch.isfinite(tensor)).all()):
         raise ValueError(f"{layout.name}.{name}: scales must be positive and finite")
     if name.startswith("bos_") and not bool(torch.isfinite(tensor).all()):
@@ -141,7 +152,8 @@ def join_parts(parts: Sequence[QTensor], activation: Sequence[QParams] | None) -
     if activation is not None:
         out["input_scale"] = torch.stack([q.scale.reshape(()) for q in activation]).to(device)
         zero_points = [q.zero_point for q in activation if q.zero_point is not None]
-        out["input_zero_point"] = torch.stack([zero_point.reshape(()) for zero_point in zero_points]).to(device)
+        if zero_points:
+            out["input_zero_point"] = torch.stack([zero_point.reshape(()) for zero_point in zero_points]).to(device)
     return out
 
 
@@ -157,14 +169,13 @@ def split_parts(
     else:
         codes = torch.split(weight, _part_bytes(layout, weight_shape), dim=1)
     column = (-1,) + (1,) * (len(weight_shape) - 1)
-    spec = QuantSpec(num_bits=layout.bits.weight, symmetric=layout.symmetric, channel_axis=0)
     return tuple(
         QTensor(
             codes=codes[i],
             qparams=QParams(
                 scale=scale[:, i].reshape(column),
                 zero_point=None if zero_point is None else zero_point[:, i].reshape(column),
-                spec=spec,
+                spec=layout.weight_spec,
             ),
             shape=shapes[i],
         )

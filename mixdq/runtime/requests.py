@@ -31,7 +31,7 @@ def kernel_requests(
     """Return one request for each input part of a layer, float or quantized.
 
     Raises:
-        ValueError: a grouped convolution with several input parts, whose groups cross the parts.
+        ValueError: a grouped convolution with several input parts, whose groups cross the parts; or one with floats.
     """
     shapes = part_shapes(layout, weight_shape_of(module))
     output_dtype = dtype if len(shapes) == 1 else torch.float32
@@ -50,6 +50,8 @@ def kernel_requests(
             )
             for shape in shapes
         )
+    if layout.bits.is_float:
+        raise ValueError(f"{layout.name}: {layout.bits} is for Linear layers; a Conv2d takes W8A8")
     if len(shapes) > 1 and module.groups != 1:
         raise ValueError(f"{layout.name}: an input of {len(shapes)} parts with {module.groups} groups")
     return tuple(

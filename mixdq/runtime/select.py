@@ -5,16 +5,19 @@ from collections.abc import Mapping, Sequence
 from mixdq.errors import ConfigError, NoBackendError
 from mixdq.runtime.backends.cpu import CpuBackend
 from mixdq.runtime.backends.cuda import CudaBackend
+from mixdq.runtime.backends.fp8 import Fp8Backend
 from mixdq.runtime.backends.int_mm import IntMmBackend
 from mixdq.runtime.backends.reference import ReferenceBackend
 from mixdq.runtime.kernel import Backend, KernelRequest
 
 REFERENCE = ReferenceBackend()
 
-BACKENDS: tuple[Backend, ...] = (CpuBackend(), CudaBackend(), IntMmBackend(), REFERENCE)
+BACKENDS: tuple[Backend, ...] = (CpuBackend(), CudaBackend(), Fp8Backend(), IntMmBackend(), REFERENCE)
 """Every backend, fastest first."""
 ONLY_NAMED = ("int_mm", REFERENCE.name)
 """Those that "auto" never chooses."""
+ONLY_NAMED_ON_CPU = ("fp8",)
+"""Those that it does not choose on a CPU, where they are slow."""
 
 AUTO = "auto"
 
@@ -24,7 +27,7 @@ def select(
 ) -> tuple[Backend, Mapping[str, tuple[str, ...]]]:
     """Return the backend for a request, and the refusals of those that were asked before it.
 
-    `backend` is "auto" (the first willing one that is not of `ONLY_NAMED`) or a name, which is then the only one asked.
+    `backend` is "auto" (the first willing one that need not be named) or a name, which is then the only one asked.
 
     Raises:
         ConfigError: there is no such backend.
@@ -33,6 +36,8 @@ def select(
     refusals: dict[str, tuple[str, ...]] = {}
     for candidate in _candidates(backend, backends):
         reasons = candidate.refusals(request)
+        if not reasons and backend == AUTO and request.device == "cpu" and candidate.name in ONLY_NAMED_ON_CPU:
+            reasons = ["on a CPU it is slow, and runs when it is named"]
         if not reasons:
             return candidate, refusals
         refusals[candidate.name] = tuple(reasons)

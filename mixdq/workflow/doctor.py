@@ -3,7 +3,7 @@
 import importlib.metadata
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 
@@ -11,29 +11,42 @@ from mixdq.runtime.kernel import KernelRequest
 from mixdq.runtime.kernels import compiler, native, processor
 from mixdq.runtime.select import BACKENDS, select
 from mixdq.types.layers import Op
-from mixdq.types.plan import LayerBits
+from mixdq.types.plan import FLOAT_BITS, LayerBits
 
 _SHAPES: dict[Op, tuple[int, ...]] = {"linear": (64, 64), "conv2d": (64, 64, 3, 3)}
+PLAIN = (LayerBits(weight=8, activation=8),)
+FLOATS = (LayerBits(weight=8, activation=8, number="float"),)
 
 
 def diagnose() -> tuple[dict[str, str], dict[str, Mapping[Op, list[str]]]]:
-    """Return facts of the machine, and backend -> kind of layer -> refusals of a plain W8A8 one (empty: it works)."""
+    """Return facts of the machine, and backend -> kind of layer -> refusals of a plain W8A8 one (empty: it works).
+
+    "fp8" is asked of W8A8 float.
+    """
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    requests = {op: _request(op, device, torch.float32) for op in _SHAPES}
     return machine_facts(), {
-        backend.name: {op: backend.refusals(request) for op, request in requests.items()} for backend in BACKENDS
+        backend.name: {
+            op: backend.refusals(_request(op, bits, device, torch.float32))
+            for op in _SHAPES
+            for bits in (FLOATS if backend.name == "fp8" else PLAIN)
+        }
+        for backend in BACKENDS
     }
 
 
-def check_backend_works(backend: str, device: str, dtype: torch.dtype) -> None:
-    """Return if a backend, or one of those that "auto" means, runs plain W8A8 layers there: asked before long work.
+def check_backend_works(backend: str, device: str, dtype: torch.dtype, widths: Iterable[LayerBits] = PLAIN) -> None:
+    """Return if a backend, or one of those that "auto" means, runs plain layers of `widths` there.
+
+    Asked before long work. Floats are asked of Linear layers alone.
 
     Raises:
         NoBackendError: none does; it carries the reasons.
         ConfigError: there is no such backend.
     """
-    for op in _SHAPES:
-        select(_request(op, torch.device(device).type, dtype), backend)
+    for bits in dict.fromkeys(widths):
+        for op in _SHAPES:
+            if bits.weight != FLOAT_BITS and not (bits.is_float and op == "conv2d"):
+                select(_request(op, bits, torch.device(device).type, dtype), backend)
 
 
 def machine_facts() -> dict[str, str]:
@@ -87,11 +100,11 @@ def _cpu_kernels() -> str:
     return native.description() + (without if native.trouble() else "")
 
 
-def _request(op: Op, device: str, dtype: torch.dtype) -> KernelRequest:
+def _request(op: Op, bits: LayerBits, device: str, dtype: torch.dtype) -> KernelRequest:
     return KernelRequest(
         layer="probe",
         op=op,
-        bits=LayerBits(weight=8, activation=8),
+        bits=bits,
         weight_shape=_SHAPES[op],
         padding=(1, 1) if op == "conv2d" else (0, 0),
         device=device,

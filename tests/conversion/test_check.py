@@ -94,3 +94,14 @@ def test_long_lists_are_cut_in_the_message_only() -> None:
     error = plan_error("no", [f"{i:03}" for i in range(100)])
     assert len(error.disagreements) == 100
     assert f"and {100 - SHOWN} more" in str(error)
+
+
+def test_floats_are_for_linear_layers(table: LayerTable, record: CalibrationRecord) -> None:
+    names = [spec.name for spec in table]
+    widths = ["W8A8", "W8A8 float", "W8A8", "W8A8 float"]
+    plan = BitPlan(name="p", layers=dict(zip(names, map(LayerBits.parse, widths), strict=True)))
+    check_plan(plan, table, record)
+    every = BitPlan(name="p", layers=dict.fromkeys(names, LayerBits.parse("W8A8 float")))
+    with pytest.raises(PlanError, match="a Conv2d takes W8A8") as error:
+        check_plan(every, table, record)
+    assert [text.split(":")[0] for text in error.value.disagreements] == ["conv", "join"]

@@ -233,3 +233,28 @@ def test_the_first_layer_that_meets_a_number_that_is_none_is_named(
                 toy(*broken)
             assert error.value.where == name
     assert torch.equal(toy(*inputs), expected)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("activations", ["static", "dynamic"])
+def test_linear_layers_take_floats_and_compute_nearly_what_they_did(
+    toy: nn.Module,
+    table: LayerTable,
+    record: CalibrationRecord,
+    inputs: Inputs,
+    activations: Activations,
+    symmetric: bool,
+) -> None:
+    before, plan = toy(*inputs), plan_of("W8A8", "W8A8 float", "W8A8", "W8A8 float")
+    with pytest.raises(NoBackendError, match=r"block\.to_k \(linear, W8A8 float"):
+        convert(toy, plan, table, record, activations=activations, backend="cpu")
+    receipt = convert(toy, plan, table, record, backend="reference", activations=activations, symmetric=symmetric)
+    assert [str(layer.bits) for layer in receipt.layers] == [str(bits) for bits in plan.layers.values()]
+    assert toy.out.weight_zero_point is None
+    assert toy.out.input_zero_point is None
+    after = toy(*inputs)
+    # Each factor is off by a 16th at most, by a 28th in the mean square, and sums of them no more.
+    assert torch.nn.functional.mse_loss(after, before) < 2 / 28**2 * before.pow(2).mean()
+    for name in ("block.to_k", "out"):
+        toy.get_submodule(name).use_backend("fp8")
+    torch.testing.assert_close(toy(*inputs), after, rtol=2.0**-20, atol=2.0**-20)

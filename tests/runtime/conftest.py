@@ -38,10 +38,11 @@ def quantized() -> Quantize:
         layout = LayerLayout(
             name="layer", bits=widths, symmetric=symmetric, splits=splits, bos=bos is not None, dynamic=dynamic
         )
-        parts = quantize_weight(module.weight, widths.weight, symmetric=symmetric, splits=splits)
+        parts = quantize_weight(module.weight, widths.weight, symmetric=symmetric, number=widths.number, splits=splits)
         activation = None
         if widths.activation != FLOAT_BITS and not dynamic:
-            activation = [activation_qparams(rng, widths.activation) for rng in RANGES[: len(parts)]]
+            ranges = RANGES[: len(parts)]
+            activation = [activation_qparams(rng, widths.activation, widths.number) for rng in ranges]
         if isinstance(module, nn.Conv2d):
             return QuantizedConv2d.from_float(module, layout, parts, activation, backend=backend)
         return QuantizedLinear.from_float(module, layout, parts, activation, bos, backend=backend)

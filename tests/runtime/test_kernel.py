@@ -18,5 +18,6 @@ def test_every_backend_answers_in_words_and_bounds_its_error(backend: Backend) -
         output_dtype=torch.float32,
     )
     assert backend.name
-    assert 0.0 < backend.tolerance < 1e-5
+    # The one that adds floats is off by more than an epilogue.
+    assert 0.0 < backend.tolerance < (2.0**-9 if backend.name == "fp8" else 1e-5)
     assert all(isinstance(reason, str) and reason for reason in backend.refusals(request))

@@ -111,3 +111,29 @@ def test_zero_points_must_be_codes() -> None:
 def test_weight_shape_of_reads_geometry_alone() -> None:
     for module in (nn.Linear(3, 5), nn.Conv2d(4, 6, (3, 2), groups=2)):
         assert weight_shape_of(module) == tuple(module.weight.shape)
+
+
+FLOATS = LayerBits.parse("W8A8 float")
+
+
+@pytest.mark.parametrize("splits", [(), (2, 3)])
+def test_floats_have_no_zero_points_and_survive_joining(splits: tuple[int, ...]) -> None:
+    layout = LayerLayout(name="a", bits=FLOATS, splits=splits)
+    parts = quantize_weight(torch.randn(4, 5), 8, number="float", splits=splits)
+    activation = [activation_qparams(ActivationRange(min=-1.0, max=2.0, batches=1), 8, "float") for _ in parts]
+    tensors = join_parts(parts, activation)
+    assert {name: (tuple(t.shape), t.dtype) for name, t in tensors.items()} == tensor_specs(layout, (4, 5))
+    assert tensors.keys() == {"weight", "weight_scale", "input_scale"}
+    again = split_parts(layout, (4, 5), tensors["weight"], tensors["weight_scale"], None)
+    assert [part.qparams.spec for part in again] == [part.qparams.spec for part in parts]
+    assert all(torch.equal(after.codes, before.codes) for before, after in zip(parts, again, strict=True))
+    with pytest.raises(ValueError, match="no zero points"):
+        LayerLayout(name="a", bits=FLOATS, symmetric=False)
+
+
+def test_codes_of_floats_must_be_numbers() -> None:
+    codes = torch.tensor([[0, -2, 126], [127, 0, -1]], dtype=torch.int8)
+    check_values(LayerLayout(name="a", bits=FLOATS), "weight", codes[:1])
+    check_values(LayerLayout(name="a", bits=LayerBits.parse("W8A8")), "weight", codes)
+    with pytest.raises(ValueError, match=r"a\.weight: NaN"):
+        check_values(LayerLayout(name="a", bits=FLOATS), "weight", codes)

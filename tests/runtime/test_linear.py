@@ -21,8 +21,11 @@ Quantize = Callable[..., QuantizedLinear]
 
 @settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    weight_bits=st.integers(2, 8),
-    activation_bits=st.sampled_from([4, 8, 16]),
+    bits=st.one_of(
+        st.builds(LayerBits, weight=st.integers(2, 8), activation=st.sampled_from([4, 8, 16])),
+        st.just(LayerBits.parse("W8A8 float")),
+    ),
+    backend=st.sampled_from(["reference", "fp8"]),
     symmetric=st.booleans(),
     splits=st.sampled_from([(), (8, 5)]),
     with_bos=st.booleans(),
@@ -32,8 +35,8 @@ Quantize = Callable[..., QuantizedLinear]
 def test_it_computes_what_was_simulated(
     quantized: Quantize,
     ranges: tuple[ActivationRange, ...],
-    weight_bits: int,
-    activation_bits: int,
+    bits: LayerBits,
+    backend: str,
     symmetric: bool,
     splits: tuple[int, ...],
     with_bos: bool,
@@ -46,14 +49,13 @@ def test_it_computes_what_was_simulated(
     if with_bos:
         bos = BosRow(input=torch.randn(13) * 100, output=torch.randn(7))
         x[:, 0] = bos.input
-    bits = LayerBits(weight=weight_bits, activation=activation_bits)
-    facts = {"splits": splits, "symmetric": symmetric, "bos": bos, "dynamic": dynamic}
-    layer = quantized(module, str(bits), **facts)
+    facts = {"splits": splits, "symmetric": symmetric or bits.is_float, "bos": bos, "dynamic": dynamic}
+    layer = quantized(module, str(bits), **facts, backend=backend if bits.is_float else "reference")
     known = () if dynamic else ranges[: max(1, len(splits))]
     with simulated_layer(module, bits, ranges=known, **facts):
         expected = module(x)
-    # Sums of 13 float32 products of numbers below 8 x 1, in two orders.
-    assert torch.allclose(layer(x), expected, rtol=0.0, atol=2 * 14 * 8 * 2.0**-24)
+    # Sums of 13 float32 products of numbers below 8 x 1, in two orders; scales may come before them.
+    assert torch.allclose(layer(x), expected, rtol=0.0, atol=2 * 16 * 8 * 2.0**-24)
 
 
 def test_float_weight_is_the_fake_quantized_one(quantized: Quantize) -> None:
@@ -142,3 +144,25 @@ def test_empty_holds_shapes_on_meta_and_no_memory() -> None:
     )
     assert {tensor.device.type for tensor in layer.state_dict().values()} == {"meta"}
     assert layer.weight.shape == (2**20, 2**19)
+
+
+@pytest.mark.parametrize("sizes", [(9, 5, (4, 5)), (64, 32, (32, 32))], ids=str)
+def test_a_kernel_of_floats_holds_the_codes_and_gives_them_back(
+    quantized: Quantize, sizes: tuple[int, int, tuple[int, ...]]
+) -> None:
+    depth, out, splits = sizes
+    layer = quantized(nn.Linear(depth, out), "W8A8 float", splits=splits, backend="fp8")
+    codes = layer.weight.clone()
+    x = torch.randn(3, depth)
+    static = layer(x)
+    assert layer.weight.untyped_storage().nbytes() == 1
+    assert torch.equal(layer.state_dict()["weight"], codes)
+    assert torch.equal(layer(x.t().contiguous().t()), static)
+    layer.scale_at_run_time(True)
+    assert not torch.equal(layer(x), static)
+    layer.scale_at_run_time(False)
+    assert torch.equal(layer(x), static)
+    layer.use_backend("reference")
+    assert torch.equal(layer.weight, codes)
+    # Two float32 sums of products of numbers below 8 x 1, scales before or after them.
+    torch.testing.assert_close(layer(x), static, rtol=0.0, atol=2 * (depth + 3) * 8 * 2.0**-24)

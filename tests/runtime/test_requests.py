@@ -47,3 +47,11 @@ def test_borders_go_to_the_kernel_only_where_they_are_symmetric_zeros() -> None:
     assert (unequal.kernel, unequal.explicit, unequal.mode) == ((0, 0), (1, 2, 1, 1), "constant")
     circular = borders(nn.Conv2d(1, 1, 3, padding=(2, 1), padding_mode="circular"))
     assert (circular.kernel, circular.explicit, circular.mode) == ((0, 0), (1, 1, 2, 2), "circular")
+
+
+def test_convolutions_of_floats_are_not_asked() -> None:
+    floats = LayerLayout(name="a", bits=LayerBits.parse("W8A8 float"))
+    (request,) = kernel_requests(nn.Linear(6, 8), floats, device="cpu", dtype=torch.float32)
+    assert request.bits.is_float
+    with pytest.raises(ValueError, match="a: W8A8 float is for Linear layers; a Conv2d takes W8A8"):
+        kernel_requests(nn.Conv2d(6, 8, 1), floats, device="cpu", dtype=torch.float32)

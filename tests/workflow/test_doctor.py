@@ -2,6 +2,7 @@ import importlib.metadata
 from collections.abc import Iterator
 
 import pytest
+import torch
 
 import mixdq
 from mixdq.errors import NoBackendError
@@ -9,7 +10,7 @@ from mixdq.runtime.kernels import compiler, native, processor
 from mixdq.runtime.select import BACKENDS
 from mixdq.testing import tiny_sdxl_pipeline
 from mixdq.types.plan import BitPlan, Budget, LayerBits
-from mixdq.workflow.doctor import device_name, diagnose, machine_facts
+from mixdq.workflow.doctor import check_backend_works, device_name, diagnose, machine_facts
 
 
 def test_every_backend_is_asked_about_both_kinds_of_layer() -> None:
@@ -20,6 +21,17 @@ def test_every_backend_is_asked_about_both_kinds_of_layer() -> None:
 
 def test_reference_backend_works_everywhere() -> None:
     assert diagnose()[1]["reference"] == {"linear": [], "conv2d": []}
+
+
+def test_floats_are_asked_of_linear_layers_alone() -> None:
+    floats = [LayerBits.parse("W8A8 float"), LayerBits.parse("W16A16")]
+    check_backend_works("reference", "cpu", torch.float32, floats)
+    with pytest.raises(NoBackendError, match="W8A8 float, cpu"):
+        check_backend_works("auto", "cpu", torch.float32, floats)
+    if not diagnose()[1]["fp8"]["linear"]:
+        check_backend_works("fp8", "cpu", torch.float32, floats)
+        with pytest.raises(NoBackendError, match="the layer is W8A8"):
+            check_backend_works("fp8", "cpu", torch.float32)
 
 
 def test_facts_say_what_a_number_must_be_read_with() -> None:

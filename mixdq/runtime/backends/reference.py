@@ -3,8 +3,9 @@
     y = scale_w * scale_x * (acc - z_x * sum_w) + bias
 
 The bracket is sum (x_q - z_x) (w_q - z_w), computed as it stands on integers held in float64: sums stay exact up to
-2^53, far beyond what 8-bit codes reach. Borders are padded after z_x is taken off, so they are real zeros. Where the
-input is dynamic, scale_x and z_x are each row's (a linear's token, a conv2d's picture) own.
+2^53, far beyond what 8-bit codes reach. E4M3 floats take the integers' place: their products are multiples of 2^-18
+below 2^18, so that sums of 2^17 of them are exact too. Borders are padded after z_x is taken off, so they are real
+zeros. Where the input is dynamic, scale_x and z_x are each row's (a linear's token, a conv2d's picture) own.
 """
 
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from mixdq.errors import NonFiniteError
+from mixdq.quant import e4m3
 from mixdq.quant.affine import quantize
 from mixdq.quant.qparams import row_qparams
 from mixdq.quant.weights import dequantize_weight, weight_codes
@@ -46,15 +48,16 @@ class ReferenceBackend:
     def bind(self, request: KernelRequest, weight: QTensor, bias: Tensor | None, activation: QParams | None) -> Kernel:
         """Return a kernel that keeps the codes packed and unpacks them on every call."""
         if request.dynamic:
-            axes = 1 if request.op == "linear" else 3
-            return _Integer(request, weight, bias, partial(row_qparams, num_bits=request.bits.activation, axes=axes))
+            bits, axes = request.bits, 1 if request.op == "linear" else 3
+            made = partial(row_qparams, num_bits=bits.activation, axes=axes, number=bits.number)
+            return _Exact(request, weight, bias, made)
         if activation is None:
             return WeightOnly(request, weight, bias)
-        return _Integer(request, weight, bias, lambda _: activation)
+        return _Exact(request, weight, bias, lambda _: activation)
 
 
 def integer_product(x: Tensor, weight: Tensor, request: KernelRequest) -> Tensor:
-    """Return the exact integer product of two float64 tensors of integers, as float64.
+    """Return the exact product of two float64 tensors of integers, or of E4M3 floats, as float64.
 
     `x` is [..., in] or [(batch,) in, height, width] with its zero point taken off, so that borders are zeros.
     """
@@ -64,7 +67,7 @@ def integer_product(x: Tensor, weight: Tensor, request: KernelRequest) -> Tensor
 
 
 @dataclass(frozen=True)
-class _Integer:
+class _Exact:
     request: KernelRequest
     weight: QTensor
     bias: Tensor | None
@@ -73,7 +76,7 @@ class _Integer:
     def __call__(self, x: Tensor, /) -> Tensor:
         if not bool(torch.isfinite(x).all()):
             raise NonFiniteError(
-                f"{self.request.layer}: its input holds NaN or infinity, which no integer can stand for.",
+                f"{self.request.layer}: its input holds NaN or infinity, which no code can stand for.",
                 where=self.request.layer,
             )
         activation = self.qparams_of(x)
@@ -107,6 +110,8 @@ class WeightOnly:
 
 
 def _centred(codes: Tensor, qparams: QParams) -> Tensor:
+    if qparams.spec.is_float:
+        return e4m3.real(codes).to(torch.float64)
     centred = codes.to(torch.float64)
     return centred if qparams.zero_point is None else centred - qparams.zero_point
 
