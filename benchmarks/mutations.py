@@ -12,7 +12,7 @@ from typing import Any
 Mutation = Callable[[Random, Path], str]
 
 CONFIG = "config.json"
-BITS = [f"W{weight}A{activation}" for weight in (2, 3, 4, 5, 8, 16) for activation in (3, 6, 8, 16)]
+BITS = [f"W{weight}A{activation}" for weight in (2, 3, 4, 5, 8, 16) for activation in (3, 6, 8, 16)] + ["W8A8 float"]
 NUMBERS = [0, -1, 1, 2, 3, 7, 64, 2**31, 2**63, 10**30, 1e-300, 1e308, float("nan"), float("inf")]
 TEXTS = [
     "",

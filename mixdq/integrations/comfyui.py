@@ -8,8 +8,8 @@ ComfyUI's mixed checkpoints hold, in one safetensors file of the community's ten
 
 and stand for `weight * weight_scale`. ComfyUI multiplies them in integers, with inputs scaled at run time, token by
 token; with "full_precision_matrix_mult" in the JSON it multiplies them in floating point. So a Linear layer with a
-symmetric weight of 2 to 8 bits is held exactly, and anything else becomes float16. Calibrated input scales and BOS rows
-have no place there. As read in ComfyUI's comfy/ops.py and comfy-kitchen 0.2.40.
+symmetric weight of 2 to 8 bits, of integers, is held exactly, and anything else becomes float16. Calibrated input
+scales and BOS rows have no place there. As read in ComfyUI's comfy/ops.py and comfy-kitchen 0.2.40.
 
 The nodes that run a saved pipeline inside ComfyUI are in the folder `comfyui`, not here.
 """
@@ -143,6 +143,8 @@ def _refusal(layer: QuantizedLinear | QuantizedConv2d) -> str | None:
     """Return why the format cannot hold a layer's weight; None where it can."""
     if isinstance(layer, QuantizedConv2d):
         return "ComfyUI has no quantized convolutions"
+    if layer.layout.bits.is_float:
+        return "the weight's codes are E4M3 floats, and the format's are integers"
     if not layer.layout.symmetric:
         return "the weight has zero points, and the format has none"
     if layer.layout.num_parts > 1:

@@ -1,11 +1,11 @@
 """What a saved model says of itself in its denoiser's config.json, under `quantization_config`; plain JSON and back.
 
     quant_method     "mixdq"
-    format_version   1
+    format_version   1, or 2 where a layer is W8A8 float, which readers of 1 do not know
     backend          what ran it when it was saved: "auto" or a name
     symmetric        whether weights have no zero points
     activations      "dynamic" where inputs are scaled at run time; absent where they are as calibrated
-    plan             name, layers ("W4A8" each), budget, solver, origin: the whole BitPlan
+    plan             name, layers ("W4A8" or "W8A8 float" each), budget, solver, origin: the whole BitPlan
     input_splits     layer -> channels of each part of its joined input
     bos_layers       layers with a stored first-token row
     calibration      what the ranges were made from -> digest
@@ -25,7 +25,7 @@ from mixdq.runtime.layout import LayerLayout
 from mixdq.types.plan import FLOAT_BITS, Activations, BitPlan, Budget, LayerBits, SolverFacts, is_dynamic
 
 METHOD = "mixdq"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MAX_LAYERS = 100_000
 """More layers than any denoiser has; a config beyond it is hostile."""
 
@@ -64,7 +64,7 @@ class SavedModel:
             name: LayerLayout(
                 name=name,
                 bits=bits,
-                symmetric=self.symmetric,
+                symmetric=self.symmetric or bits.is_float,
                 splits=self.input_splits.get(name, ()),
                 bos=name in bos,
                 dynamic=dynamic,
@@ -79,7 +79,7 @@ def to_json(saved: SavedModel, backend: str) -> dict[str, Any]:
     plan = saved.plan
     return {
         "quant_method": METHOD,
-        "format_version": FORMAT_VERSION,
+        "format_version": _version(plan),
         "backend": backend,
         "symmetric": saved.symmetric,
         # A reader that does not know the key refuses the model rather than run it wrongly.
@@ -104,10 +104,10 @@ def from_json(config: Mapping[str, Any]) -> tuple[SavedModel, str]:
         ArtifactFormatError: written by a newer MixDQ, or not of this format; says where.
     """
     version = _take(config, "format_version", int)
-    if version != FORMAT_VERSION:
+    if not 1 <= version <= FORMAT_VERSION:
         advice = "update mixdq" if version > FORMAT_VERSION else "the file is damaged"
         raise ArtifactFormatError(
-            f"quantization_config: format_version = {version!s:.20}, this mixdq reads {FORMAT_VERSION}; {advice}."
+            f"quantization_config: format_version = {version!s:.20}, this mixdq reads 1 to {FORMAT_VERSION}; {advice}."
         )
     odd = sorted(map(str, (config.keys() - _OPTIONAL) ^ _KEYS))
     if odd:
@@ -118,6 +118,8 @@ def from_json(config: Mapping[str, Any]) -> tuple[SavedModel, str]:
         )
     try:
         plan = _plan(_take(config, "plan", dict))
+        if version != _version(plan):
+            raise ValueError(f"format_version = {version}, but a plan of such layers is {_version(plan)}")
         saved = SavedModel(
             plan=plan,
             symmetric=_take(config, "symmetric", bool),
@@ -132,6 +134,11 @@ def from_json(config: Mapping[str, Any]) -> tuple[SavedModel, str]:
     except (TypeError, ValueError, RecursionError) as error:
         raise ArtifactFormatError(f"quantization_config: {error!s:.{_SHOWN}}") from error
     return saved, _take(config, "backend", str)
+
+
+def _version(plan: BitPlan) -> int:
+    """Return the least version that can say a plan, so that older readers open all they can."""
+    return 2 if any(bits.is_float for bits in plan.layers.values()) else 1
 
 
 def _plan(values: Mapping[str, Any]) -> BitPlan:

@@ -36,6 +36,7 @@ def make(
     symmetric: bool = True,
     activations: Activations = "static",
     backend: str = "reference",
+    floats: bool = False,
 ) -> tuple[DiffusionPipeline, BitPlan]:
     register()
     pipe = tiny_sdxl_pipeline().to(dtype)
@@ -44,7 +45,10 @@ def make(
     record = calibrate(pipe, family, table, PROMPTS, SPEC)
     plan = BitPlan(
         name="mixed",
-        layers={layer.name: LayerBits.parse(WIDTHS[i % len(WIDTHS)]) for i, layer in enumerate(table)},
+        layers={
+            layer.name: LayerBits.parse("W8A8 float" if floats and layer.op == "linear" else WIDTHS[i % len(WIDTHS)])
+            for i, layer in enumerate(table)
+        },
         budget=Budget(weight_bits=5.0, keep=("conv_in",)),
         solver=SolverFacts(solver="highs", objective="raw", values={"weight.content": 1.5}, content_quality_ratio=0.9),
         origin={"model": "abc"},

@@ -146,6 +146,12 @@ def test_an_asymmetric_model_has_no_layer_that_the_format_holds(made: Any, tmp_p
     assert not list(tmp_path.iterdir())
 
 
+def test_floats_of_eight_bits_become_halves(made: Any, tmp_path: Path) -> None:
+    pipe, _ = made(floats=True)
+    with pytest.raises(ConfigError, match=r"none of the \d+ quantized layers .*codes are E4M3 floats"):
+        export_comfyui(pipe, tmp_path / "model.safetensors")
+
+
 def test_numbers_beyond_float16_are_refused_by_name(quantized: Any, tmp_path: Path) -> None:
     pipe: Any = load_pipeline(quantized.folder)
     with torch.no_grad():

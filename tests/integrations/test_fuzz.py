@@ -46,7 +46,7 @@ ANY_VALUE = st.one_of(
     st.integers(-(2**70), 2**70),
     st.floats(),
     st.text(max_size=8),
-    st.sampled_from(["W4A8", "W2A3", "W16A8", "conv_in", "mixdq", "dynamic"]),
+    st.sampled_from(["W4A8", "W2A3", "W16A8", "W8A8 float", "conv_in", "mixdq", "dynamic"]),
     st.recursive(st.none() | st.integers(), lambda inner: st.lists(inner, max_size=3), max_leaves=4),
     st.dictionaries(st.text(max_size=4), st.integers(), max_size=2),
 )

@@ -68,6 +68,19 @@ def test_a_newer_format_says_to_update() -> None:
         from_json(config)
 
 
+def test_floats_are_a_format_of_their_own_which_older_readers_refuse() -> None:
+    layers = {**SAVED.plan.layers, "to_v": LayerBits.parse("W8A8 float")}
+    floats = replace(SAVED, plan=replace(SAVED.plan, layers=layers))
+    config = json.loads(json.dumps(to_json(floats, "auto")))
+    assert (config["format_version"], written()["format_version"]) == (2, 1)
+    assert from_json(config) == (floats, "auto")
+    # Asymmetric as the others are, it has no zero points.
+    assert floats.layouts()["to_v"].symmetric
+    for wrong in ({**config, "format_version": 1}, {**written(), "format_version": 2}):
+        with pytest.raises(ArtifactFormatError, match="format_version"):
+            from_json(wrong)
+
+
 HOSTILE: dict[str, Any] = {
     "format_version": ["1", 0, -1, None, True, 1.0],
     "quant_method": ["bitsandbytes", 7],
@@ -76,7 +89,17 @@ HOSTILE: dict[str, Any] = {
     "activations": ["Dynamic", True, None, ["dynamic"]],
     "plan": [None, [], {}, "plan.toml"],
     "plan.name": [None, 4],
-    "plan.layers": [None, [], {}, {"a": "W9A8"}, {"a": "W4A8 "}, {"a": 4}, {"a": None}],
+    "plan.layers": [
+        None,
+        [],
+        {},
+        {"a": "W9A8"},
+        {"a": "W4A8 "},
+        {"a": "W4A8 float"},
+        {"a": "W8A8 float"},
+        {"a": 4},
+        {"a": None},
+    ],
     "plan.budget": [
         [],
         {},

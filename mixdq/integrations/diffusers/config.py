@@ -10,7 +10,7 @@ from diffusers.quantizers.quantization_config import QuantizationConfigMixin
 from mixdq.errors import ConfigError
 from mixdq.integrations.saved_format import METHOD, SavedModel, from_json, to_json
 from mixdq.runtime.select import AUTO, check_backend
-from mixdq.types.plan import FLOAT_BITS, MAX_BITS, MIN_BITS, Activations, is_dynamic
+from mixdq.types.plan import FLOAT_BITS, MAX_BITS, MIN_BITS, Activations, Number, is_dynamic
 
 
 class MixDQMethod(str, Enum):  # noqa: UP042  (diffusers' own is of this kind, and reads `.value`)
@@ -26,6 +26,7 @@ class Recipe:
     weight_bits: int = 8
     activation_bits: int = FLOAT_BITS
     activations: Activations = "static"
+    number: Number = "int"
     symmetric: bool = True
     modules_to_not_convert: tuple[str, ...] = ()
 
@@ -46,6 +47,13 @@ class Recipe:
                 f"MODEL -o OUT --weight-bits {self.weight_bits} --activation-bits {self.activation_bits}` and open "
                 'OUT/model, or pass activations="dynamic".'
             )
+        if self.number not in ("int", "float"):
+            raise ConfigError(f"number = {self.number!r}: expected 'int' or 'float'")
+        if self.number == "float" and not self.weight_bits == self.activation_bits == 8:
+            raise ConfigError(
+                f"number = 'float' with weight_bits = {self.weight_bits} and activation_bits = {self.activation_bits}: "
+                "E4M3 floats have 8 bits, so expected 8 and 8"
+            )
         if not all(isinstance(name, str) and name for name in self.modules_to_not_convert):
             raise ConfigError(f"modules_to_not_convert = {self.modules_to_not_convert!r}: expected names of modules")
 
@@ -61,7 +69,9 @@ class MixDQConfig(QuantizationConfigMixin):  # type: ignore[misc]
         activation_bits: of their inputs, 2 to 8; 16 leaves them in floating point.
         activations: "dynamic" scales inputs at run time, each token or picture by itself. "static" scales come from
             calibration, which loading does not do: run `mixdq quantize`.
-        symmetric: False gives weights zero points.
+        number: "float" makes Linear layers W8A8 float, of E4M3 numbers, which needs 8 bits on both sides;
+            convolutions stay W8A8 of integers.
+        symmetric: False gives weights zero points; floats have none.
         modules_to_not_convert: names of modules that stay in floating point with all that is in them, as they appear
             in dotted paths: "conv_in", "time_embedding", "attn2.to_k", "mid_block.resnets.0".
         backend: what runs the layers: "auto" or a name.
@@ -78,6 +88,7 @@ class MixDQConfig(QuantizationConfigMixin):  # type: ignore[misc]
         weight_bits: int = 8,
         activation_bits: int = FLOAT_BITS,
         activations: Activations = "static",
+        number: Number = "int",
         symmetric: bool = True,
         modules_to_not_convert: Sequence[str] | None = None,
         backend: str = AUTO,
@@ -89,6 +100,7 @@ class MixDQConfig(QuantizationConfigMixin):  # type: ignore[misc]
             weight_bits=weight_bits,
             activation_bits=activation_bits,
             activations=activations,
+            number=number,
             symmetric=symmetric,
             modules_to_not_convert=(names,) if isinstance(names, str) else tuple(names),
         )

@@ -1,11 +1,13 @@
 """Quantizing a float model while it loads: each weight becomes codes as soon as it is read, without calibration.
 
-Every layer gets the same bits. Nothing is known of inputs, so they stay in floating point or are scaled at run time,
-and the first text token needs no row of its own: in both cases its size harms no other token.
+Every layer gets the same bits; where floats are asked, convolutions get integers. Nothing is known of inputs, so they
+stay in floating point or are scaled at run time, and the first text token needs no row of its own: in both cases its
+size harms no other token.
 """
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -74,7 +76,12 @@ class OnTheFly:
         path = name.rpartition(".")[0]
         module, layout = model.get_submodule(path), self.layouts[path]
         parts = quantize_weight(
-            tensor, layout.bits.weight, symmetric=layout.symmetric, splits=layout.splits, name=layout.name
+            tensor,
+            layout.bits.weight,
+            symmetric=layout.symmetric,
+            number=layout.bits.number,
+            splits=layout.splits,
+            name=layout.name,
         )
         successor: nn.Module
         if isinstance(module, nn.Conv2d):
@@ -93,7 +100,8 @@ def plan_for(model: nn.Module, recipe: Recipe, in_float32: Sequence[str] = ()) -
     Raises:
         ConfigError: a name in `modules_to_not_convert` matches nothing, or nothing is left to quantize.
     """
-    names = [name for name, module in model.named_modules() if type(module) is nn.Linear or type(module) is nn.Conv2d]
+    kinds = {name: type(module) for name, module in model.named_modules() if type(module) in (nn.Linear, nn.Conv2d)}
+    names = list(kinds)
     wrong = [kept for kept in recipe.modules_to_not_convert if not any(_lies_in(name, kept) for name in names)]
     if wrong:
         raise ConfigError(
@@ -101,16 +109,17 @@ def plan_for(model: nn.Module, recipe: Recipe, in_float32: Sequence[str] = ()) -
             f"whole parts of a dotted path such as {names[0] if names else 'conv_in'!r}"
         )
     kept = (*recipe.modules_to_not_convert, *in_float32)
-    bits = LayerBits(weight=recipe.weight_bits, activation=recipe.activation_bits)
-    layers = {name: _FLOAT if any(_lies_in(name, each) for each in kept) else bits for name in names}
-    if bits not in layers.values():
+    bits = LayerBits(weight=recipe.weight_bits, activation=recipe.activation_bits, number=recipe.number)
+    of_kind = {nn.Linear: bits, nn.Conv2d: replace(bits, number="int")}
+    layers = {name: _FLOAT if any(_lies_in(name, each) for each in kept) else of_kind[kinds[name]] for name in names}
+    if set(layers.values()) <= {_FLOAT}:
         raise ConfigError(f"{type(model).__name__}: no Linear or Conv2d is left to quantize")
     splits = _input_splits(model)
     return SavedModel(
         plan=BitPlan(name=f"every layer {bits}", layers=layers),
         symmetric=recipe.symmetric,
         activations=recipe.activations,
-        input_splits={name: parts for name, parts in splits.items() if layers[name] == bits},
+        input_splits={name: parts for name, parts in splits.items() if layers[name] != _FLOAT},
     )
 
 

@@ -2,6 +2,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from weakref import WeakSet
@@ -27,6 +28,7 @@ RECIPES: list[dict[str, Any]] = [
     {"weight_bits": 8},
     {"weight_bits": 4, "symmetric": False},
     {"weight_bits": 3, "activation_bits": 8, "activations": "dynamic"},
+    {"activation_bits": 8, "activations": "dynamic", "number": "float"},
 ]
 
 
@@ -74,15 +76,16 @@ def inputs() -> dict[str, Any]:
 def test_codes_and_scales_are_those_of_the_float_weights(floating: Path, recipe: dict[str, Any]) -> None:
     float_unet = UNet2DConditionModel.from_pretrained(floating)
     unet = quantized(floating, **recipe)
-    bits = LayerBits(weight=recipe["weight_bits"], activation=recipe.get("activation_bits", 16))
+    widths = LayerBits(weight=recipe.get("weight_bits", 8), activation=recipe.get("activation_bits", 16))
     splits = UNetFamily().input_splits(float_unet)
     assert splits
     for name, module in floats_of(float_unet).items():
         layer = unet.get_submodule(name)
         assert isinstance(layer, QuantizedLayer), name
+        bits = replace(widths, number=recipe.get("number", "int") if isinstance(module, nn.Linear) else "int")
         assert (layer.layout.bits, layer.layout.bos) == (bits, False)
-        symmetric = recipe.get("symmetric", True)
-        expected = quantize_weight(module.weight, bits.weight, symmetric=symmetric, splits=splits.get(name, ()))
+        facts = {"symmetric": recipe.get("symmetric", True), "number": bits.number, "splits": splits.get(name, ())}
+        expected = quantize_weight(module.weight, bits.weight, **facts)
         assert len(layer.parts()) == len(expected)
         for part, wanted in zip(layer.parts(), expected, strict=True):
             assert torch.equal(part.codes, wanted.codes)

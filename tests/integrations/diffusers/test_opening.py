@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from mixdq.errors import ArtifactFormatError, NonFiniteError, PlanError
+from mixdq.integrations.checksums import CHECKSUMS
+from mixdq.integrations.saved_format import FORMAT_VERSION
 from mixdq.runtime.layer import QuantizedLayer
 
 Paint = Callable[[DiffusionPipeline], torch.Tensor]
@@ -50,6 +53,35 @@ def test_impossible_scales_are_refused(quantized: Any, copied: Path, name: str, 
     edit_tensors(copied, lambda tensors: tensors[f"{layer}.{name}"].view(-1)[:1].fill_(value))
     with pytest.raises(ArtifactFormatError, match=f"{layer}.{name}".replace(".", r"\.")):
         UNet2DConditionModel.from_pretrained(copied)
+
+
+def test_codes_of_floats_that_are_no_numbers_are_refused(made: Callable[..., Any], tmp_path: Path) -> None:
+    pipe, plan = made(activations="dynamic", floats=True)
+    pipe.unet.save_pretrained(tmp_path)
+    layer = next(name for name, bits in plan.layers.items() if bits.is_float)
+
+    def spoil(tensors: dict[str, torch.Tensor]) -> None:
+        tensors[f"{layer}.weight"][3] = 127
+        for name in CHECKSUMS:
+            del tensors[name]
+
+    edit_tensors(tmp_path, spoil)
+    with pytest.raises(ArtifactFormatError, match=rf"{re.escape(layer)}\.weight: NaN; the file is damaged"):
+        UNet2DConditionModel.from_pretrained(tmp_path)
+
+
+def test_a_convolution_of_floats_is_refused(made: Callable[..., Any], tmp_path: Path) -> None:
+    pipe, _ = made(activations="dynamic", floats=True)
+    pipe.unet.save_pretrained(tmp_path)
+    edit_tensors(tmp_path, lambda tensors: [tensors.pop(name) for name in CHECKSUMS])
+    edit_config(tmp_path, lambda config: _plan(config).update({"conv_in": "W8A8 float"}))
+    with pytest.raises(PlanError, match="conv_in: W8A8 float is for Linear layers"):
+        UNet2DConditionModel.from_pretrained(tmp_path)
+
+
+def _plan(config: dict[str, Any]) -> dict[str, str]:
+    layers: dict[str, str] = config["quantization_config"]["plan"]["layers"]
+    return layers
 
 
 @pytest.mark.parametrize("name", ["weight", "weight_scale", "input_zero_point", "bias"])
@@ -96,7 +128,7 @@ def test_a_config_of_a_huge_model_is_refused_before_memory_is_spent(quantized: A
 
 
 def test_a_newer_format_is_refused(copied: Path) -> None:
-    edit_config(copied, lambda config: config["quantization_config"].update(format_version=2))
+    edit_config(copied, lambda config: config["quantization_config"].update(format_version=FORMAT_VERSION + 1))
     with pytest.raises(ArtifactFormatError, match="update mixdq"):
         UNet2DConditionModel.from_pretrained(copied)
 

@@ -13,6 +13,7 @@ from torch import nn
 
 from mixdq.errors import ArtifactFormatError, ConfigError
 from mixdq.integrations.diffusers import MixDQConfig
+from mixdq.metrics.sqnr import sqnr
 from mixdq.runtime.kernels import native
 from mixdq.runtime.layer import QuantizedLayer
 from mixdq.runtime.layout import EXACT_NAMES
@@ -83,6 +84,26 @@ def test_a_pipeline_with_dynamic_activations_opens_bit_identical_too(
     opened = DiffusionPipeline.from_pretrained(tmp_path)
     assert opened.unet.config.quantization_config.saved.activations == "dynamic"
     assert torch.equal(painted(opened), pictures)
+
+
+@pytest.mark.parametrize("activations", ["static", "dynamic"])
+def test_a_pipeline_with_layers_of_floats_opens_bit_identical_too(
+    made: Callable[..., Any], painted: Paint, tmp_path: Path, activations: str
+) -> None:
+    pipe, plan = made(activations=activations, symmetric=False, floats=True)
+    pictures = painted(pipe)
+    pipe.save_pretrained(tmp_path)
+    opened = DiffusionPipeline.from_pretrained(tmp_path)
+    assert opened.unet.config.quantization_config.saved.plan == plan
+    assert torch.equal(painted(opened), pictures)
+    state, found = exact_state(pipe.unet), exact_state(opened.unet)
+    assert state.keys() == found.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in state.items())
+    floats = [layer for layer in opened.unet.modules() if getattr(layer, "layout", None) and layer.layout.bits.is_float]
+    assert {layer.bos_row() is None for layer in floats} == {True, False}
+    for layer in floats:
+        layer.use_backend("fp8")
+    assert sqnr(pictures, painted(opened)) > 60
 
 
 def test_a_sharded_save_opens_the_same(quantized: Any, tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """Makes the golden files of the present format: `python tests/integrations/golden/make.py FOLDER`.
 
-What lies in `v1` was made so, once, by the first version that wrote format 1, and is never made again: it must open in
-every later version. A new format gets a folder of its own, and the old ones stay.
+What lies in `v1`, and then in `v2` the folder `floats`, was made so, once, by the first version that wrote that format,
+and is never made again: it must open in every later version. A new format gets a folder of its own, and the old ones
+stay.
 """
 
 import hashlib
@@ -30,16 +31,17 @@ def main(folder: Path) -> None:
     make(tiny_sdxl_pipeline(), folder / "sdxl", {})
     how = {"symmetric": False, "activations": "dynamic"}
     make(tiny_sd_pipeline(), folder / "sd", how, max_shard_size="64KB")
+    make(tiny_sdxl_pipeline(), folder / "floats", {}, floats=True)
 
 
-def make(pipe: Any, folder: Path, how: dict[str, Any], **save: Any) -> None:
+def make(pipe: Any, folder: Path, how: dict[str, Any], *, floats: bool = False, **save: Any) -> None:
     """Quantize, save into `folder/unet`, and write what it holds and answers beside it."""
     # Halves are saved as halves, which takes half the space.
     pipe.unet.to(torch.float16).to(torch.float32)
     table, record = mixdq.inspect(pipe), mixdq.calibrate(pipe, PROMPTS)
     plan = BitPlan(
         name="golden",
-        layers={spec.name: LayerBits.parse(_width(spec, i)) for i, spec in enumerate(table)},
+        layers={spec.name: LayerBits.parse(_width(spec, i, floats)) for i, spec in enumerate(table)},
         budget=Budget(weight_bits=5.0, keep=("conv_in",)),
         solver=SolverFacts(solver="highs", objective="raw", values={"weight.content": 1.5}, content_quality_ratio=0.9),
         origin={"model": "abc"},
@@ -79,8 +81,10 @@ def answer(unet: Any, asked: dict[str, torch.Tensor]) -> torch.Tensor:
         return unet(**asked, timestep=torch.tensor(499), added_cond_kwargs=added).sample
 
 
-def _width(spec: LayerSpec, i: int) -> str:
+def _width(spec: LayerSpec, i: int, floats: bool) -> str:
     widths = LARGE if math.prod(spec.weight_shape) > LARGE_WEIGHTS else SMALL
+    if floats and spec.op == "linear" and (spec.bos or i % 5 == 0):
+        return "W8A8 float"
     return widths[i % len(widths)]
 
 
