@@ -24,7 +24,7 @@ from mixdq.types.receipt import Receipt
 from mixdq.types.scores import ErrorModel, SensitivityTable
 from mixdq.types.tensors import CalibrationRecord
 from mixdq.workflow import latency, measuring, objective, planning, variants
-from mixdq.workflow.doctor import check_backend_works
+from mixdq.workflow.doctor import PLAIN, check_backend_works
 from mixdq.workflow.fitting import ARCHITECTURE, architecture_digest, carried_plan
 from mixdq.workflow.reporting import CHOICE, report
 from mixdq.workflow.session import Session, prompts_digest
@@ -53,15 +53,19 @@ def run(session: Session) -> tuple[list[Evaluation], Path]:
     return evaluations, report(session)
 
 
-def check_backend(session: Session) -> None:
-    """Return if the run's backend works on the model's device and in its dtype; NoBackendError otherwise."""
+def check_backend(session: Session, plan: BitPlan | None = None) -> None:
+    """Return if the run's backend works on the model's device and in its dtype; NoBackendError otherwise.
+
+    With a plan for layers of its widths, else for those of W8A8.
+    """
     config = session.config
+    widths = PLAIN if plan is None else plan.layers.values()
     if session.in_memory:
         denoiser = session.family.denoiser(session.pipe)
         weight = next(denoiser.parameters())
-        check_backend_works(config.conversion.backend, weight.device.type, weight.dtype)
+        check_backend_works(config.conversion.backend, weight.device.type, weight.dtype, widths)
     else:
-        check_backend_works(config.conversion.backend, device_of(config), dtype_of(config))
+        check_backend_works(config.conversion.backend, device_of(config), dtype_of(config), widths)
 
 
 def inspect(session: Session, *, own: bool = True) -> LayerTable:

@@ -11,7 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mixdq.conversion.check import FLOAT, plan_error
+from mixdq.allocation.plans import uniform_plan
+from mixdq.conversion.check import FLOAT, check_plan, plan_error
 from mixdq.errors import ConfigError, NonFiniteError, PlanError
 from mixdq.evaluation.compare import compare
 from mixdq.metrics.base import METRICS
@@ -22,7 +23,7 @@ from mixdq.store.artifact import digest_of, digest_of_file
 from mixdq.store.json_file import decode, encode, read_json, write_json
 from mixdq.store.plan_file import dump_plan, read_plan, write_plan
 from mixdq.types.layers import LayerTable
-from mixdq.types.plan import BitPlan
+from mixdq.types.plan import BitPlan, LayerBits
 from mixdq.types.receipt import Receipt
 from mixdq.types.tensors import CalibrationRecord
 from mixdq.workflow import source, steps, variants
@@ -46,6 +47,14 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
+def write_named_plan(session: Session, bits: LayerBits) -> Path:
+    """Return a file of the plan that gives every layer of the session's model the same bits; see `uniform_plan`."""
+    plan = uniform_plan(steps.inspect(session), bits.weight, bits.activation, number=bits.number)
+    path = session.paths.root / "uniform" / f"{plan.name.replace(' ', '-')}.toml"
+    write_plan(path, plan)
+    return path
+
+
 def apply_plan(session: Session, path: Path, *, force: bool = False) -> tuple[Check, Receipt]:
     """Return the verdict on the plan in the file `path` and the receipt; model/ is the model quantized by it.
 
@@ -56,17 +65,18 @@ def apply_plan(session: Session, path: Path, *, force: bool = False) -> tuple[Ch
     Raises:
         PlanError: the plan is of another architecture, or ruins the pictures; nothing has been converted.
         NonFiniteError: the quantized model's pictures hold NaN or infinity; nothing has been converted.
-        NoBackendError: nobody runs quantized layers here; said before any long work.
+        NoBackendError: nobody runs such layers here; said before any long work.
     """
     plan, paths = read_plan(path), session.paths
     if path.resolve() == paths.plan.resolve():
         raise ConfigError(f"{path}: the plan of this very run, which `mixdq apply {paths.root}` carries out")
-    steps.check_backend(session)
+    steps.check_backend(session, plan)
     table = steps.inspect(session)
     wrong = differences(plan, table, source.layers_of(path))
     _refuse(plan, table, wrong, path, force=force)
     plan = fitted(plan, table)
     record = steps.calibrate(session)
+    check_plan(plan, table, record, activations=session.config.conversion.activations)
     check = _check(session, plan, path, table, record, len(wrong))
     if check.outcome == "ruins the pictures" and not force:
         raise PlanError(

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mixdq.errors import ArtifactError, ConfigError, PlanError, StaleArtifactError
+from mixdq.errors import ArtifactError, ConfigError, NoBackendError, PlanError, StaleArtifactError
 from mixdq.store.plan_file import read_plan, write_plan
 from mixdq.store.record_file import read_record
 from mixdq.testing import tiny_sd_pipeline, tiny_sdxl_pipeline
@@ -13,7 +13,7 @@ from mixdq.types.plan import BitPlan, LayerBits
 from mixdq.workflow import reporting, steps
 from mixdq.workflow.session import Session
 from mixdq.workflow.settings import configured
-from mixdq.workflow.transfer import apply_plan
+from mixdq.workflow.transfer import apply_plan, write_named_plan
 
 
 def save(folder: Path, pipe, *, noise: float = 0.0, spikes: float = 0.0) -> Path:
@@ -185,3 +185,32 @@ def test_carried_plan_is_stale_with_another_calibration_and_gives_way_to_a_choic
 def test_plan_of_the_run_itself_is_refused(run) -> None:
     with pytest.raises(ConfigError, match="the plan of this very run, which `mixdq apply"):
         apply_plan(run, run.paths.plan)
+
+
+def test_a_plan_may_be_named_by_its_bits(begin, model) -> None:
+    bits = LayerBits.parse("W8A8 float")
+    session = begin(model, conversion={"backend": "reference"}, selection={"num_prompts": 1})
+    path = write_named_plan(session, bits)
+    check, receipt = apply_plan(session, path)
+    assert check.against == "a plain plan of as many bytes (uniform W8, A8)"
+    assert check.measured.sqnr_db > 15
+    table = steps.inspect(session)
+    assert {layer.layer: str(layer.bits) for layer in receipt.layers} == {
+        spec.name: "W8A8 float" if spec.op == "linear" else "W8A8" for spec in table
+    }
+    # As when the same is asked again.
+    assert apply_plan(Session.start(session.paths.root, session.config), write_named_plan(session, bits))[0] == check
+
+
+def test_what_no_backend_runs_or_no_layer_takes_is_refused_before_any_long_work(begin, model) -> None:
+    session = begin(model)
+    path = write_named_plan(session, LayerBits.parse("W8A8 float"))
+    with pytest.raises(NoBackendError, match="W8A8 float"):
+        apply_plan(session, path)
+    plan = read_plan(path)
+    layers = {**plan.layers, "conv_in": LayerBits.parse("W8A8 float")}
+    write_plan(path, BitPlan(name="wrong", layers=layers))
+    session = begin(model, conversion={"backend": "reference"})
+    with pytest.raises(PlanError, match="conv_in: W8A8 float is for Linear layers"):
+        apply_plan(session, path)
+    assert not session.paths.transfer.exists()

@@ -1,6 +1,7 @@
 """`mixdq apply RUN`: the model, quantized by the chosen plan, as a diffusers folder.
 
-`mixdq apply --plan PLAN MODEL`: another model of the same architecture, quantized by a plan that is there already.
+`mixdq apply --plan PLAN MODEL`: another model of the same architecture, quantized by a plan that is there already, or
+a model quantized to the same bits everywhere, such as `--plan "W8A8 float"`.
 """
 
 from pathlib import Path
@@ -10,13 +11,18 @@ import typer
 
 from mixdq.cli.options import ActivationScales, BackendName, GuidanceScale, Prompts, Seed, Size, Steps
 from mixdq.cli.screen import console, opened, started
+from mixdq.types.plan import LayerBits
 from mixdq.types.receipt import Receipt
 
 
 def command(
     target: Annotated[str, typer.Argument(help="The run folder; with --plan a model.", metavar="RUN|MODEL")],
     plan: Annotated[
-        Path | None, typer.Option(help="The plan.toml of another run: quantize MODEL by it, after a check.")
+        str | None,
+        typer.Option(
+            help="Quantize MODEL by the plan.toml of another run, after a check; or to the same bits everywhere, such "
+            'as "W4A8" or "W8A8 float".'
+        ),
     ] = None,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="With --plan: the new run's folder (default MODEL-MixDQ).")
@@ -47,15 +53,17 @@ def command(
     from mixdq.store.plan_file import read_plan
     from mixdq.workflow.settings import configured
     from mixdq.workflow.source import settings_of
-    from mixdq.workflow.transfer import apply_plan
+    from mixdq.workflow.transfer import apply_plan, write_named_plan
 
-    # A plan that cannot be read is refused before a folder is begun.
-    read_plan(plan)
+    named = _named(plan)
+    if named is None:
+        # A plan that cannot be read is refused before a folder is begun.
+        read_plan(Path(plan))
     folder = output or Path(f"{Path(target).resolve().name.removesuffix('.safetensors')}-MixDQ")
     config = configured(
         folder,
         target,
-        like=settings_of(plan),
+        like=settings_of(Path(plan)) if named is None else None,
         prompts=prompts,
         steps=steps,
         guidance_scale=guidance_scale,
@@ -65,9 +73,20 @@ def command(
         activations=activations,
     )
     with started(folder, config) as session:
-        check, receipt = apply_plan(session, plan, force=force)
+        path = Path(plan) if named is None else write_named_plan(session, named)
+        check, receipt = apply_plan(session, path, force=force)
     console.print(check.text)
     _say(receipt, session.variant.model)
+
+
+def _named(plan: str) -> LayerBits | None:
+    """Return the bits that a plan is named by; None where it is a file."""
+    if Path(plan).exists():
+        return None
+    try:
+        return LayerBits.parse(plan)
+    except ValueError:
+        return None
 
 
 def _say(receipt: Receipt, model: Path) -> None:

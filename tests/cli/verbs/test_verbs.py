@@ -155,6 +155,18 @@ def test_apply_carries_a_plan_to_another_model_and_says_whether_it_holds(run, mo
     assert re.search(SAYS["apply"], call("apply", out))
 
 
+def test_apply_takes_the_name_of_bits_for_a_plan(model, tmp_path) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a red dog\ntwo cats\n")
+    out = tmp_path / "out"
+    words = ["--prompts", prompts, "--backend", "reference", "--activations", "dynamic", "-o", out]
+    said = call("apply", "--plan", "W8A8 float", model, *words)
+    assert re.search(rf"plan W8A8 float-uniform \w+.* on {model}: SQNR .* \(uniform W8, A8\): SQNR", said)
+    plan = (out / "plan.toml").read_text()
+    assert 'conv_in = "W8A8"' in plan
+    assert '"time_embedding.linear_1" = "W8A8 float"' in plan
+
+
 def test_apply_refuses_a_plan_that_is_not_there_before_it_begins_a_folder(model, tmp_path) -> None:
     done = CliRunner().invoke(
         app, ["apply", "--plan", str(tmp_path / "no.toml"), str(model), "-o", str(tmp_path / "o")]
