@@ -1,7 +1,8 @@
 """Every distinct layer of SDXL's and Stable Diffusion 1.5's UNets on a GPU against the reference backend: equal or not.
 
-Layers of codes must give the reference's output bit for bit, static and dynamic, float16 and bfloat16; weight-only
-ones lie within the roundings of a float32 sum. Ends with code 1 where any does not.
+Layers of integers must give the reference's output bit for bit, static and dynamic, float16 and bfloat16; weight-only
+ones lie within the roundings of a float32 sum, those of E4M3 floats within their backend's tolerance. Ends with code 1
+where any does not.
 """
 
 import argparse
@@ -11,18 +12,21 @@ from dataclasses import dataclass, replace
 import torch
 from rich.progress import track
 from torch import Tensor
+from torch.nn import functional
 
 from benchmarks import sdxl
 from benchmarks.cuda.timing import need_cuda
 from benchmarks.sdxl import Shape
+from mixdq.quant.grid import input_spec
 from mixdq.quant.weights import quantize_weight
 from mixdq.runtime.backends.cuda import CudaBackend
+from mixdq.runtime.backends.fp8 import Fp8Backend
 from mixdq.runtime.backends.reference import ReferenceBackend
 from mixdq.runtime.kernel import Kernel, KernelRequest
 from mixdq.types.plan import FLOAT_BITS, LayerBits
-from mixdq.types.tensors import QParams, QuantSpec
+from mixdq.types.tensors import QParams
 
-BITS = ("W8A8", "W4A8", "W2A8", "W5A6", "W8A16", "W4A16", "W2A16")
+BITS = ("W8A8", "W4A8", "W2A8", "W5A6", "W8A16", "W4A16", "W2A16", "W8A8 float")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,9 +67,11 @@ def cases(shape: Shape) -> Iterator[Case]:
     """Yield what is asked of a layer: the usual bits both ways, unusual ones once."""
     for text in BITS:
         bits = LayerBits.parse(text)
+        if bits.is_float and shape.op != "linear":
+            continue
         case = Case(shape=shape, bits=bits, dynamic=False, symmetric=True, dtype=torch.float16)
         yield case
-        if text in ("W8A8", "W4A8"):
+        if text in ("W8A8", "W4A8", "W8A8 float"):
             yield replace(case, dynamic=True, dtype=torch.bfloat16)
         if text in ("W4A8", "W4A16"):
             yield replace(case, symmetric=False, dtype=torch.bfloat16)
@@ -90,14 +96,14 @@ def difference(case: Case) -> str:
         dtype=case.dtype,
         output_dtype=case.dtype,
     )
-    (part,) = quantize_weight(weight, case.bits.weight, symmetric=case.symmetric)
+    (part,) = quantize_weight(weight, case.bits.weight, symmetric=case.symmetric, number=case.bits.number)
     weight_only = case.bits.activation == FLOAT_BITS
     activation = None
     if not weight_only and not case.dynamic:
-        spec = QuantSpec(num_bits=case.bits.activation, symmetric=False)
-        zero = torch.tensor(3, dtype=torch.int32, device="cuda")
+        spec = input_spec(case.bits.activation, case.bits.number)
+        zero = None if spec.is_float else torch.tensor(3, dtype=torch.int32, device="cuda")
         activation = QParams(scale=torch.tensor(0.03, device="cuda"), zero_point=zero, spec=spec)
-    backend = CudaBackend()
+    backend = Fp8Backend() if case.bits.is_float else CudaBackend()
     if refusals := backend.refusals(request):
         return f"{case}: refused: {'; '.join(refusals)}"
     kernel = backend.bind(request, part, bias, activation)
@@ -110,6 +116,11 @@ def difference(case: Case) -> str:
     if torch.equal(found, wanted):
         return ""
     off = (found.float() - wanted.float()).abs()
+    if case.bits.is_float:
+        # Codes are at most a 16th larger than what they stand for, on either side.
+        size = 1.13 * functional.linear(x.float().abs(), weight.abs(), bias.abs())
+        if bool((off <= size * (backend.tolerance + torch.finfo(case.dtype).eps)).all()):
+            return ""
     return f"{case}: {int((off > 0).sum())} of {off.numel()} numbers differ, by up to {float(off.max()):.3g}"
 
 

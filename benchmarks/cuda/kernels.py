@@ -1,7 +1,7 @@
 """Every distinct layer of SDXL's UNet on a GPU: our kernels beside cuBLAS and cuDNN in float16, int8 and FP8.
 
 Microseconds of one call in a graph, whose tensors come from memory, not from the cache. Ours and float16 include all
-they do; `product` is ours on codes that are there already, `cuBLAS int8` and `FP8` are products alone too.
+they do, `W8A8 float` too; `product` is ours on codes that are there already, `cuBLAS int8` and `FP8` are bare products.
 """
 
 import argparse
@@ -18,15 +18,18 @@ from torch.nn import functional
 from benchmarks import measuring, sdxl
 from benchmarks.cuda.timing import Call, ceilings, graphed, in_turns, need_cuda, sets_of
 from benchmarks.sdxl import Shape
+from mixdq.quant.grid import input_spec
 from mixdq.quant.weights import quantize_weight
 from mixdq.runtime.backends.cuda import CudaBackend
+from mixdq.runtime.backends.fp8 import Fp8Backend
 from mixdq.runtime.kernel import KernelRequest
 from mixdq.types.plan import FLOAT_BITS, LayerBits
-from mixdq.types.tensors import QParams, QuantSpec
+from mixdq.types.tensors import QParams
 
 OURS = ("W8A8", "W4A8", "W2A8", "W8A16", "W4A16")
 FLOAT, DYNAMIC, PRODUCT, CUBLAS, FP8 = "float16", "W8A8 dynamic", "product", "cuBLAS int8", "FP8"
-COLUMNS = (FLOAT, *OURS, DYNAMIC, PRODUCT, CUBLAS, FP8)
+E4M3 = "W8A8 float"
+COLUMNS = (FLOAT, *OURS, DYNAMIC, PRODUCT, CUBLAS, E4M3, FP8)
 SMOKE = (Shape("linear", (640, 1280), (1, 77, 1280)), Shape("conv2d", (320, 320, 3, 3), (1, 320, 16, 16), 1, 1))
 FP8_CAPABILITY = (8, 9)
 
@@ -111,7 +114,7 @@ def candidate(shape: Shape, name: str, seed: int) -> Call:
         FP8: _fp8,
         PRODUCT: _product,
         DYNAMIC: partial(_ours, bits=LayerBits.parse("W8A8"), dynamic=True),
-        **{each: partial(_ours, bits=LayerBits.parse(each)) for each in OURS},
+        **{each: partial(_ours, bits=LayerBits.parse(each)) for each in (*OURS, E4M3)},
     }
     return makers[name](shape, weight, x)
 
@@ -135,16 +138,17 @@ def _bound(shape: Shape, weight: Tensor, bits: LayerBits, dynamic: bool):  # typ
         dtype=torch.float16,
         output_dtype=torch.float16,
     )
-    refusals = CudaBackend().refusals(request)
+    backend = Fp8Backend() if bits.is_float else CudaBackend()
+    refusals = backend.refusals(request)
     if refusals:
         raise NotImplementedError("; ".join(refusals))
-    (part,) = quantize_weight(weight, bits.weight)
+    (part,) = quantize_weight(weight, bits.weight, number=bits.number)
     activation = QParams(
         scale=torch.tensor(0.03, device="cuda"),
-        zero_point=torch.tensor(5, dtype=torch.int32, device="cuda"),
-        spec=QuantSpec(num_bits=8, symmetric=False),
+        zero_point=None if bits.is_float else torch.tensor(5, dtype=torch.int32, device="cuda"),
+        spec=input_spec(8, bits.number),
     )
-    return CudaBackend().bind(request, part, None, None if dynamic or bits.activation == FLOAT_BITS else activation)
+    return backend.bind(request, part, None, None if dynamic or bits.activation == FLOAT_BITS else activation)
 
 
 def _ours(shape: Shape, weight: Tensor, x: Tensor, *, bits: LayerBits, dynamic: bool = False) -> Call:

@@ -10,7 +10,7 @@ import gc
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import cycle
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from benchmarks.cuda.timing import Call, graphed, in_turns, need_cuda
 from benchmarks.peers import versions
 from benchmarks.sdxl import Shape
 from mixdq.conversion.convert import convert
+from mixdq.errors import NoBackendError
 from mixdq.types.plan import BitPlan, LayerBits
 
 MIB = 2**20
@@ -85,7 +86,10 @@ def floating(how: str) -> Load:
 
 
 def ours(*bits: str, how: str = "graph") -> Load:
-    """Return the model with every layer quantized, layers taking `bits` in turn; "fastest" asks the layers' times."""
+    """Return the model with every layer quantized, layers taking `bits` in turn; "fastest" asks the layers' times.
+
+    Of "W8A8 float" convolutions have W8A8.
+    """
 
     def load(setting: Setting) -> tuple[nn.Module, Call]:
         plan: dict[str, LayerBits]
@@ -95,7 +99,8 @@ def ours(*bits: str, how: str = "graph") -> Load:
             plan = _fastest(setting)
         else:
             plan = {spec.name: LayerBits.parse(one) for spec, one in zip(table, cycle(bits), strict=False)}
-        convert(model, BitPlan(name="benchmark", layers=plan), table, record_of(table), backend="cuda")
+        whole = {spec.name: replace(plan[spec.name], number="int") for spec in table if spec.op == "conv2d"}
+        convert(model, BitPlan(name="benchmark", layers={**plan, **whole}), table, record_of(table))
         return model, _called(setting, model, how)
 
     return load
@@ -134,6 +139,7 @@ CANDIDATES: dict[str, Load] = {
     "W4A8 graph": ours("W4A8"),
     "mixed graph": ours("fastest"),
     "W4A16 graph": ours("W4A16"),
+    "W8A8 float graph": ours("W8A8 float"),
     "W8A8 eager": ours("W8A8", how="eager"),
     "W8A8 compiled": ours("W8A8", how="compiled"),
     "W4A8 compiled": ours("W4A8", how="compiled"),
@@ -172,7 +178,7 @@ def compare(names: Sequence[str], setting: Setting, runs: int) -> tuple[list[Row
             started = time.perf_counter()
             call()
             torch.cuda.synchronize()
-        except (MissingError, RuntimeError, torch.cuda.OutOfMemoryError) as error:
+        except (MissingError, NoBackendError, RuntimeError, torch.cuda.OutOfMemoryError) as error:
             reasons[name] = " ".join(str(error).split())[:300]
             continue
         first = time.perf_counter() - started
