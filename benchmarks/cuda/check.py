@@ -1,8 +1,9 @@
 """Every distinct layer of SDXL's and Stable Diffusion 1.5's UNets on a GPU against the reference backend: equal or not.
 
 Layers of integers must give the reference's output bit for bit, static and dynamic, float16 and bfloat16; weight-only
-ones lie within the roundings of a float32 sum, those of E4M3 floats within their backend's tolerance. Ends with code 1
-where any does not.
+ones lie within the roundings of a float32 sum, those of E4M3 floats within their backend's tolerance. With a norm or a gate before them and a residual after, folded, they
+give what torch makes of the three one after another, but for a code here and there. Ends with code 1 where any does
+not.
 """
 
 import argparse
@@ -22,11 +23,16 @@ from mixdq.quant.weights import quantize_weight
 from mixdq.runtime.backends.cuda import CudaBackend
 from mixdq.runtime.backends.fp8 import Fp8Backend
 from mixdq.runtime.backends.reference import ReferenceBackend
-from mixdq.runtime.kernel import Kernel, KernelRequest
+from mixdq.runtime.before import Before, Kind
+from mixdq.runtime.kernel import Backend, FoldingKernel, Kernel, KernelRequest
 from mixdq.types.plan import FLOAT_BITS, LayerBits
-from mixdq.types.tensors import QParams
+from mixdq.types.tensors import QParams, QTensor
 
 BITS = ("W8A8", "W4A8", "W2A8", "W5A6", "W8A16", "W4A16", "W2A16", "W8A8 float")
+GROUPS = 32
+"""Of group norms."""
+MOST_OFF = 0.01
+"""What codes that fall otherwise may change, as a share of a folded layer's output."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +50,21 @@ class Case:
         return f"{self.shape}: {self.bits}, {how}"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Layer:
+    """What a backend binds, and the weight that it was made of."""
+
+    request: KernelRequest
+    weight: Tensor
+    part: QTensor
+    bias: Tensor | None
+    activation: QParams | None
+
+    def bound(self, backend: Backend) -> Kernel:
+        """Return its kernel."""
+        return backend.bind(self.request, self.part, self.bias, self.activation)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Compare all cases and say which differ."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.cuda.check", description=__doc__)
@@ -57,6 +78,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         shapes = shapes[:2]
     with torch.inference_mode():
         wrong = [said for shape in track(shapes, "checking") for case in cases(shape) if (said := difference(case))]
+        wrong += [
+            said
+            for shape in track(shapes, "checking folded")
+            for case in folded_cases(shape)
+            for kind in befores(shape)
+            if (said := folded_difference(case, kind))
+        ]
     for said in wrong:
         print(said)
     print(f"{len(shapes)} layers: {len(wrong)} wrong")
@@ -77,12 +105,74 @@ def cases(shape: Shape) -> Iterator[Case]:
             yield replace(case, symmetric=False, dtype=torch.bfloat16)
 
 
+def folded_cases(shape: Shape) -> Iterator[Case]:
+    """Yield what is asked of a layer that something is folded into."""
+    for text in ("W8A8", "W4A16"):
+        case = Case(shape=shape, bits=LayerBits.parse(text), dynamic=False, symmetric=True, dtype=torch.float16)
+        yield case
+        if text == "W8A8":
+            yield replace(case, dynamic=True, dtype=torch.bfloat16)
+
+
+def befores(shape: Shape) -> tuple[Kind, ...]:
+    """Return what may stand before a layer; a group norm has 32 groups."""
+    if shape.op == "linear":
+        return ("layer_norm", "geglu", "group_norm") if len(shape.input) == 3 else ("",)
+    return ("group_norm",) if shape.weight[1] % GROUPS == 0 else ("",)
+
+
+def folded_difference(case: Case, kind: Kind) -> str:
+    """Return what is wrong with a folded layer, in words; nothing where nothing is."""
+    kernel = layer_of(case).bound(CudaBackend())
+    if not isinstance(kernel, FoldingKernel):
+        return f"{case}: the kernel folds nothing"
+    axis, channels = (-1 if case.shape.op == "linear" else 1), case.shape.weight[1]
+    size = list(case.shape.input)
+    size[axis] *= 2 if kind == "geglu" else 1
+    x = (torch.randn(size, device="cuda") * 2 + 0.5).to(case.dtype)
+    weight, bias = (torch.rand(channels, device="cuda").to(case.dtype) for _ in range(2))
+    before = Before(kind, weight, bias, GROUPS, 1e-5, silu=case.shape.op == "conv2d")
+    wanted = kernel(before(x, -1 if axis == -1 else -3))
+    added = torch.randn_like(wanted)
+    found = kernel.folded(x, before, added)
+    wanted = wanted + added
+    if not torch.equal(found, kernel.folded(x, before, added)):
+        return f"{case}, folded {kind}: two calls differ"
+    off = (found.float() - wanted.float()).square().mean().sqrt() / wanted.float().square().mean().sqrt()
+    return "" if float(off) <= MOST_OFF else f"{case}, folded {kind}: off by {float(off):.3g} of the outputs' size"
+
+
 def difference(case: Case) -> str:
     """Return what differs, in words; nothing where nothing does."""
-    generator = torch.Generator("cuda").manual_seed(len(str(case)))
-    weight = torch.randn(case.shape.weight, generator=generator, device="cuda")
-    bias = torch.randn(case.shape.weight[0], generator=generator, device="cuda")
-    x = (torch.randn(case.shape.input, generator=generator, device="cuda") + 0.3).to(case.dtype)
+    layer = layer_of(case)
+    backend = Fp8Backend() if case.bits.is_float else CudaBackend()
+    if refusals := backend.refusals(layer.request):
+        return f"{case}: refused: {'; '.join(refusals)}"
+    x = (torch.randn(case.shape.input, device="cuda") + 0.3).to(case.dtype)
+    kernel = layer.bound(backend)
+    found = kernel(x)
+    if not torch.equal(found, kernel(x)):
+        return f"{case}: two calls differ"
+    if case.bits.activation == FLOAT_BITS:
+        return _beyond(case, found, layer, x)
+    wanted = layer.bound(ReferenceBackend())(x)
+    if torch.equal(found, wanted):
+        return ""
+    off = (found.float() - wanted.float()).abs()
+    if case.bits.is_float:
+        assert layer.bias is not None
+        # Codes are at most a 16th larger than what they stand for, on either side.
+        size = 1.13 * functional.linear(x.float().abs(), layer.weight.abs(), layer.bias.abs())
+        if bool((off <= size * (backend.tolerance + torch.finfo(case.dtype).eps)).all()):
+            return ""
+    return f"{case}: {int((off > 0).sum())} of {off.numel()} numbers differ, by up to {float(off.max()):.3g}"
+
+
+def layer_of(case: Case) -> Layer:
+    """Return a layer of random weights, and leave the generator where the same case always leaves it."""
+    torch.manual_seed(len(str(case)))
+    weight = torch.randn(case.shape.weight, device="cuda")
+    bias = torch.randn(case.shape.weight[0], device="cuda")
     request = KernelRequest(
         layer=str(case.shape),
         op="linear" if case.shape.op == "linear" else "conv2d",
@@ -97,37 +187,18 @@ def difference(case: Case) -> str:
         output_dtype=case.dtype,
     )
     (part,) = quantize_weight(weight, case.bits.weight, symmetric=case.symmetric, number=case.bits.number)
-    weight_only = case.bits.activation == FLOAT_BITS
     activation = None
-    if not weight_only and not case.dynamic:
+    if case.bits.activation != FLOAT_BITS and not case.dynamic:
         spec = input_spec(case.bits.activation, case.bits.number)
         zero = None if spec.is_float else torch.tensor(3, dtype=torch.int32, device="cuda")
         activation = QParams(scale=torch.tensor(0.03, device="cuda"), zero_point=zero, spec=spec)
-    backend = Fp8Backend() if case.bits.is_float else CudaBackend()
-    if refusals := backend.refusals(request):
-        return f"{case}: refused: {'; '.join(refusals)}"
-    kernel = backend.bind(request, part, bias, activation)
-    found = kernel(x)
-    if not torch.equal(found, kernel(x)):
-        return f"{case}: two calls differ"
-    if weight_only:
-        return _beyond(case, found, ReferenceBackend().bind, request, part, bias, x)
-    wanted = ReferenceBackend().bind(request, part, bias, activation)(x)
-    if torch.equal(found, wanted):
-        return ""
-    off = (found.float() - wanted.float()).abs()
-    if case.bits.is_float:
-        # Codes are at most a 16th larger than what they stand for, on either side.
-        size = 1.13 * functional.linear(x.float().abs(), weight.abs(), bias.abs())
-        if bool((off <= size * (backend.tolerance + torch.finfo(case.dtype).eps)).all()):
-            return ""
-    return f"{case}: {int((off > 0).sum())} of {off.numel()} numbers differ, by up to {float(off.max()):.3g}"
+    return Layer(request=request, weight=weight, part=part, bias=bias, activation=activation)
 
 
-def _beyond(case: Case, found: Tensor, bind, request, part, bias: Tensor, x: Tensor) -> str:  # type: ignore[no-untyped-def]
-    exact = replace(request, dtype=torch.float64, output_dtype=torch.float64)
-    wanted = bind(exact, part, bias, None)(x.double())
-    size: Kernel = bind(exact, replace(part, qparams=part.qparams), None, None)
+def _beyond(case: Case, found: Tensor, layer: Layer, x: Tensor) -> str:
+    exact = replace(layer, request=replace(layer.request, dtype=torch.float64, output_dtype=torch.float64))
+    wanted = exact.bound(ReferenceBackend())(x.double())
+    size = replace(exact, bias=None).bound(ReferenceBackend())
     # The sum of magnitudes is at most that of |x| times the largest weight.
     magnitude = size(x.double()).abs() + x.double().abs().mean() * torch.Size(case.shape.weight[1:]).numel()
     bound = magnitude * 1e-4 + wanted.abs() * torch.finfo(case.dtype).eps

@@ -27,6 +27,7 @@ from benchmarks.peers import versions
 from benchmarks.sdxl import Shape
 from mixdq.conversion.convert import convert
 from mixdq.errors import NoBackendError
+from mixdq.runtime.blocks import unfold_blocks
 from mixdq.types.plan import BitPlan, LayerBits
 
 MIB = 2**20
@@ -85,10 +86,10 @@ def floating(how: str) -> Load:
     return load
 
 
-def ours(*bits: str, how: str = "graph") -> Load:
+def ours(*bits: str, how: str = "graph", folded: bool = True) -> Load:
     """Return the model with every layer quantized, layers taking `bits` in turn; "fastest" asks the layers' times.
 
-    Of "W8A8 float" convolutions have W8A8.
+    Of "W8A8 float" convolutions have W8A8. `folded`: norms, gates and residuals go into the layers' kernels.
     """
 
     def load(setting: Setting) -> tuple[nn.Module, Call]:
@@ -101,6 +102,8 @@ def ours(*bits: str, how: str = "graph") -> Load:
             plan = {spec.name: LayerBits.parse(one) for spec, one in zip(table, cycle(bits), strict=False)}
         whole = {spec.name: replace(plan[spec.name], number="int") for spec in table if spec.op == "conv2d"}
         convert(model, BitPlan(name="benchmark", layers={**plan, **whole}), table, record_of(table))
+        if not folded:
+            unfold_blocks(model)
         return model, _called(setting, model, how)
 
     return load
@@ -136,6 +139,7 @@ CANDIDATES: dict[str, Load] = {
     "float16 graph": floating("graph"),
     "float16 compiled": floating("compiled"),
     "W8A8 graph": ours("W8A8"),
+    "W8A8 graph, not folded": ours("W8A8", folded=False),
     "W4A8 graph": ours("W4A8"),
     "mixed graph": ours("fastest"),
     "W4A16 graph": ours("W4A16"),

@@ -17,7 +17,9 @@ from mixdq.quant.qparams import activation_qparams
 from mixdq.quant.weights import quantize_weight
 from mixdq.runtime.another_text import follow_text
 from mixdq.runtime.backends.cpu import CpuBackend
+from mixdq.runtime.backends.cuda import CudaBackend
 from mixdq.runtime.between import use_cpu_kernels
+from mixdq.runtime.blocks import fold_blocks
 from mixdq.runtime.conv2d import QuantizedConv2d
 from mixdq.runtime.heap import HEAP
 from mixdq.runtime.layout import LayerLayout
@@ -52,7 +54,7 @@ def convert(
     """Quantize a denoiser in place and return what was done, layer by layer.
 
     Layers of W16A16 stay as they are. `backend` is "auto" or a name; `rounding` one of `mixdq.quant.rounding`. Where
-    layers run on the CPU's kernels, so does the attention between them.
+    layers run on the CPU's kernels, so does the attention between them; the GPU's take in what stands around them.
     An exception from `progress` (Ctrl-C) leaves the denoiser half converted, for the float weights are gone.
 
     Raises, before anything is touched:
@@ -81,9 +83,13 @@ def convert(
         log.debug("%s: %s", spec.name, receipts[-1].bits)
         progress(done, len(table), "conversion")
     HEAP.give_back()
-    if any(CpuBackend.name in names.split(", ") for names, _ in choices.values()):
+    chosen = {name for names, _ in choices.values() for name in names.split(", ")}
+    if CpuBackend.name in chosen:
         between = use_cpu_kernels(denoiser)
         log.info("attention and gates: %d on the CPU's own kernels", between)
+    if CudaBackend.name in chosen:
+        folded = fold_blocks(denoiser)
+        log.info("norms, gates and residuals: those of %d blocks are folded into their layers", folded)
     follow_text(denoiser)
     receipt = Receipt(plan=plan.name, layers=tuple(receipts))
     log.info(

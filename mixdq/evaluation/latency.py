@@ -7,72 +7,85 @@ So layers are timed where they stand, by hooks before and after them.
 import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
+import torch
 from torch import nn
 
 from mixdq.evaluation.pace import Pace
-from mixdq.evaluation.timing import wait_for_device
+from mixdq.evaluation.timing import device_in_use
+
+Look = float | torch.cuda.Event
+"""At a clock in seconds, or at the device's own."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LayerTimes:
-    """Milliseconds of one call: of each layer, all its runs together, and of all that is not in them."""
+    """Milliseconds of one call: of each layer, all its runs together, and of the whole call."""
 
     layers: Mapping[str, float]
-    rest: float
+    whole: float
 
     @property
-    def whole(self) -> float:
-        """Of the whole call."""
-        return self.rest + sum(self.layers.values())
+    def rest(self) -> float:
+        """What is not in the layers; never below 0, where noise would have it."""
+        return max(self.whole - sum(self.layers.values()), 0.0)
 
 
 def time_layers(
-    call: Callable[[], object],
-    modules: Mapping[str, nn.Module],
-    pace: Pace,
-    *,
-    repeats: int = 5,
+    call: Callable[[], object], modules: Mapping[str, nn.Module], pace: Pace, *, repeats: int = 5
 ) -> LayerTimes:
-    """Return the times of `modules` within `call`, after a warm-up, as they would be at the `unit` of `pace`.
+    """Return the times of `modules` within `call`, and of the call by itself, in turns, after a warm-up.
 
-    They are means over the half of the calls that took neither longest nor shortest: means, unlike medians, of layers
-    add up to those of calls. Every hook is taken off at the end. On a GPU each layer is waited for, which takes from
-    what overlaps otherwise.
+    They are as they would be at the `unit` of `pace`, and means over the half of the calls that took neither longest
+    nor shortest: means, unlike medians, of layers add up to those of calls. Every hook is taken off at the end. A GPU's
+    own clock is read, between a layer's first kernel and its last, and nothing is waited for within a call.
     """
-    started: dict[str, float] = {}
-    spent: dict[str, float] = {}
+    looks: dict[str, list[Look]] = {name: [] for name in modules}
 
-    def before(name: str) -> Callable[[nn.Module, Any], None]:
-        def hook(module: nn.Module, inputs: Any) -> None:
-            wait_for_device()
-            started[name] = pace.clock()
+    def looking(name: str) -> Callable[..., None]:
+        def hook(*_: object) -> None:
+            looks[name].append(_look(pace.clock))
 
         return hook
 
-    def after(name: str) -> Callable[[nn.Module, Any, Any], None]:
-        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-            wait_for_device()
-            spent[name] = spent.get(name, 0.0) + pace.clock() - started[name]
-
-        return hook
-
-    calls: list[tuple[float, dict[str, float]]] = []
-    handles = []
+    wholes: list[float] = []
+    calls: list[dict[str, float]] = []
     call()
-    try:
-        for name, module in modules.items():
-            handles += [module.register_forward_pre_hook(before(name)), module.register_forward_hook(after(name))]
-        for _ in range(repeats):
-            whole, share = pace.time(call)
-            calls.append((whole / share, {name: spent.get(name, 0.0) / share for name in modules}))
-            spent.clear()
-    finally:
-        for handle in handles:
-            handle.remove()
-    calls.sort(key=lambda made: made[0])
-    middle = calls[repeats // 4 : repeats - repeats // 4]
-    layers = {name: statistics.fmean(layers[name] for _, layers in middle) * 1000.0 for name in modules}
-    whole = statistics.fmean(whole for whole, _ in middle) * 1000.0
-    return LayerTimes(layers=layers, rest=max(whole - sum(layers.values()), 0.0))
+    for _ in range(repeats):
+        seconds, share = pace.time(call)
+        wholes.append(seconds / share)
+        handles = []
+        try:
+            for name, module in modules.items():
+                look = looking(name)
+                handles += [module.register_forward_pre_hook(look), module.register_forward_hook(look)]
+            _, share = pace.time(call)
+        finally:
+            for handle in handles:
+                handle.remove()
+        # Before and after, in turns.
+        calls.append({name: sum(map(_seconds, seen[::2], seen[1::2])) / share for name, seen in looks.items()})
+        for seen in looks.values():
+            seen.clear()
+    calls.sort(key=lambda layers: sum(layers.values()))
+    middle = slice(repeats // 4, repeats - repeats // 4)
+    return LayerTimes(
+        layers={name: statistics.fmean(layers[name] for layers in calls[middle]) * 1000.0 for name in modules},
+        whole=statistics.fmean(sorted(wholes)[middle]) * 1000.0,
+    )
+
+
+def _look(clock: Callable[[], float]) -> Look:
+    if not device_in_use():
+        return clock()
+    event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    event.record()
+    return event
+
+
+def _seconds(before: Look, after: Look) -> float:
+    if isinstance(before, torch.cuda.Event):
+        return float(before.elapsed_time(after)) / 1000.0
+    assert isinstance(after, float)
+    return after - before
+>>>>>>> 55a7cae (Norms, gates and residuals of a UNet's blocks are folded into the GPU's layers)

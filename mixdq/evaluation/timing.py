@@ -48,5 +48,10 @@ def time_pictures(
 
 def wait_for_device() -> None:
     """Return when a GPU, where torch has one in use, has done all it was given."""
-    if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+    if device_in_use():
         torch.cuda.synchronize()
+
+
+def device_in_use() -> bool:
+    """Return whether there is a GPU that torch has used."""
+    return torch.cuda.is_available() and torch.cuda.is_initialized()  # type: ignore[no-untyped-call]

@@ -42,7 +42,7 @@ class CpuAttention:
         **kwargs: Any,
     ) -> Tensor:
         """Return the layer's output for `hidden_states` [batch, tokens, width], as diffusers' own processor does."""
-        plain = attention_mask is None and not args and not kwargs and _is_plain(attn)
+        plain = attention_mask is None and not args and not kwargs and is_plain(attn)
         if not plain or hidden_states.dim() != 3 or not _is_ours(hidden_states):
             otherwise: Any = super()
             y: Tensor = otherwise.__call__(
@@ -168,7 +168,8 @@ def _exchange(
     return exchanged
 
 
-def _is_plain(attn: Any) -> bool:
+def is_plain(attn: Any) -> bool:
+    """Return whether an attention layer has nothing between projections and scores."""
     others = ("spatial_norm", "group_norm", "norm_cross", "norm_q", "norm_k")
     return all(getattr(attn, name, None) is None for name in others) and attn.inner_kv_dim == attn.inner_dim
 

@@ -6,6 +6,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from mixdq.runtime.before import NOTHING, Before
 from mixdq.runtime.compose import PaddedInput
 from mixdq.runtime.kernel import Kernel
 from mixdq.runtime.layer import QuantizedLayer
@@ -53,7 +54,8 @@ class QuantizedConv2d(QuantizedLayer, nn.Conv2d):
         self._fill(module, dtype)
         return module
 
-    def _check_shape(self, shape: torch.Size) -> None:
+    def check_shape(self, shape: Sequence[int]) -> None:
+        """Return if an input of this shape can be the layer's; raise ValueError otherwise."""
         if len(shape) not in (3, 4) or shape[-3] != self.in_channels:
             expected = f"[(batch,) {self.in_channels}, height, width]"
             raise ValueError(f"{self.layout.name}: expected an input {expected}, found {list(shape)}")
@@ -62,13 +64,16 @@ class QuantizedConv2d(QuantizedLayer, nn.Conv2d):
         # Seamless-tiling code sets these on a finished model.
         return self.padding_mode, self.padding, self.stride, self.dilation
 
-    def _traced(self, x: Tensor) -> Tensor:
+    def traced(self, x: Tensor, before: Before = NOTHING, added: Tensor | None = None) -> Tensor:
+        """Return `run(x)`, or `run_folded`, as an operator that says the output's shape before it runs."""
         around = borders(self)
         left, right, top, bottom = around.explicit
         return conv2d(
             x,
             self._handle,
             self.out_channels,
+            before,
+            added,
             kernel=self.kernel_size,
             stride=self.stride,
             borders=(2 * around.kernel[0] + top + bottom, 2 * around.kernel[1] + left + right),

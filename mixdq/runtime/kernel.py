@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from mixdq.quant.bos import BosRow
+from mixdq.runtime.before import Before
 from mixdq.types.layers import Op
 from mixdq.types.plan import FLOAT_BITS, LayerBits
 from mixdq.types.tensors import QParams, QTensor
@@ -80,6 +81,15 @@ class BosKernel(Kernel, Protocol):
 
     def beside_bos(self, bos: BosRow, general: Kernel, /) -> Kernel:
         """Return the kernel that does what `general` does, and may call it."""
+        ...
+
+
+@runtime_checkable
+class FoldingKernel(Kernel, Protocol):
+    """A kernel that does in its own passes what stands before a layer, and an addition after it."""
+
+    def folded(self, x: Tensor, before: Before, added: Tensor | None, /) -> Tensor:
+        """Return the product of `before(x)` plus `added`, which broadcasts; steps are rounded to the dtype of all."""
         ...
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from mixdq.quant.bos import BosRow, BosRows
 from mixdq.quant.grid import input_spec
 from mixdq.quant.weights import dequantize_weight
+from mixdq.runtime.before import NOTHING, Before
 from mixdq.runtime.binding import Bound, bind_parts, is_offloaded, stand_in
 from mixdq.runtime.compose import BesideBosRow, JoinedInput
 from mixdq.runtime.heap import HEAP
@@ -160,16 +161,19 @@ class QuantizedLayer(nn.Module):
         What is compiled holds a call of `run` in its place.
         """
         differentiated = torch.is_grad_enabled() and input.requires_grad
-        return self._traced(input) if differentiated or torch.compiler.is_compiling() else self.run(input)
+        return self.traced(input) if differentiated or torch.compiler.is_compiling() else self.run(input)
 
     def run(self, input: Tensor, /) -> Tensor:
-        """Return the layer's output, by a kernel that is bound first where there is none for such an input.
+        """Return the layer's output; raises ValueError where the input has other axes or channels than the layer."""
+        self.check_shape(input.shape)
+        return self.kernel_for(input)(input)
+
+    def kernel_for(self, input: Tensor) -> Kernel:
+        """Return the bound kernel, bound first where there is none for such an input.
 
         Raises:
-            ValueError: the input has another number of axes or channels than the layer.
             NoBackendError: nobody runs the layer on the input's device or in its dtype.
         """
-        self._check_shape(input.shape)
         geometry = self._geometry()
         bound = self._bound
         if bound is None or not bound.fits(self.weight, input, geometry):
@@ -181,13 +185,13 @@ class QuantizedLayer(nn.Module):
             kernel = self._compose(parts, input.dtype)
             # An offloaded layer's tensors come for one call alone: a kept kernel would keep them on the device.
             if is_offloaded(self):
-                return kernel(input)
+                return kernel
             if all(isinstance(part, HoldingKernel) for part in parts):
                 freed = self.weight.nbytes
                 self.weight = stand_in(self.weight)
                 HEAP.freed(freed)
             self._bound = bound = Bound(kernel, parts, self.weight, input.device, input.dtype, geometry)
-        return bound.kernel(input)
+        return bound.kernel
 
     def input_gradient(self, grad: Tensor, shape: Sequence[int], /) -> Tensor:
         """Return the gradient by an input of `shape`, in the dtype of `grad`, the gradient by the output.
@@ -224,11 +228,11 @@ class QuantizedLayer(nn.Module):
         assert isinstance(self, nn.Linear | nn.Conv2d)
         return self
 
-    def _traced(self, x: Tensor) -> Tensor:
-        """Return `run(x)` as an operator that says the output's shape before it runs."""
+    def traced(self, x: Tensor, before: Before = NOTHING, added: Tensor | None = None) -> Tensor:
+        """Return `run(x)`, or `run_folded`, as an operator that says the output's shape before it runs."""
         raise NotImplementedError
 
-    def _check_shape(self, shape: torch.Size) -> None:
+    def check_shape(self, shape: Sequence[int]) -> None:
         """Return if an input of this shape can be the layer's; raise ValueError otherwise."""
         raise NotImplementedError
 

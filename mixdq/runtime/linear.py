@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from mixdq.quant.bos import BosRow
+from mixdq.runtime.before import NOTHING, Before
 from mixdq.runtime.layer import QuantizedLayer
 from mixdq.runtime.layout import LayerLayout
 from mixdq.runtime.opaque import linear
@@ -52,9 +53,11 @@ class QuantizedLinear(QuantizedLayer, nn.Linear):  # type: ignore[misc]  # nn.Li
         self._fill(module, dtype)
         return module
 
-    def _traced(self, x: Tensor) -> Tensor:
-        return linear(x, self._handle, self.out_features)
+    def traced(self, x: Tensor, before: Before = NOTHING, added: Tensor | None = None) -> Tensor:
+        """Return `run(x)`, or `run_folded`, as an operator that says the output's shape before it runs."""
+        return linear(x, self._handle, self.out_features, before, added)
 
-    def _check_shape(self, shape: torch.Size) -> None:
+    def check_shape(self, shape: Sequence[int]) -> None:
+        """Return if an input of this shape can be the layer's; raise ValueError otherwise."""
         if not shape or shape[-1] != self.in_features:
             raise ValueError(f"{self.layout.name}: expected an input [..., {self.in_features}], found {list(shape)}")

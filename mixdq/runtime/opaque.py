@@ -3,11 +3,13 @@
     mixdq::linear  x [..., in],                     layer -> [..., out], contiguous
     mixdq::conv2d  x [(batch,) in, height, width],  layer -> [(batch,) out, height, width], channels last
     mixdq::input_gradient  grad, of the output,     layer -> of the input, which has `shape`
+    mixdq::folded_linear, mixdq::folded_conv2d  the same with what stands before a layer, and what is added after it
 
 `layer` is a handle, an int64 tensor on the CPU: operators take no objects, and a number would be a constant of the
 compiled code, which the blocks of a model could then not share. Nothing of a layer is in that code, so kernels are
 bound, checks raise and a loaded or moved layer is bound anew just as without it. Inputs have gradients, for adapters to
-be trained beside and before a layer; they are the third operator's. Importing this module registers all of them.
+be trained beside and before a layer; they are the third operator's; folded layers have
+none. Importing this module registers all of them.
 """
 
 import itertools
@@ -18,8 +20,11 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor
 
+from mixdq.runtime.before import NOTHING, Before
+from mixdq.runtime.folding import Layer, run_folded
 
-class Runs(Protocol):
+
+class Runs(Layer, Protocol):
     """What a handle stands for."""
 
     def run(self, input: Tensor, /) -> Tensor:
@@ -37,6 +42,12 @@ _LIBRARY.define(
     "conv2d(Tensor x, Tensor layer, SymInt out_channels, int[] kernel, int[] stride, int[] borders, int[] dilation) "
     "-> Tensor"
 )
+_BETWEEN = "str kind, Tensor? weight, Tensor? bias, int groups, float eps, bool silu, Tensor? added"
+_LIBRARY.define(f"folded_linear(Tensor x, Tensor layer, SymInt out_features, {_BETWEEN}) -> Tensor")
+_LIBRARY.define(
+    "folded_conv2d(Tensor x, Tensor layer, SymInt out_channels, int[] kernel, int[] stride, int[] borders, "
+    f"int[] dilation, {_BETWEEN}) -> Tensor"
+)
 _LIBRARY.define("input_gradient(Tensor grad, Tensor layer, SymInt[] shape) -> Tensor")
 
 _NUMBERS = itertools.count()
@@ -51,9 +62,15 @@ def new_handle(layer: Runs) -> Tensor:
     return torch.tensor(number, dtype=torch.int64, device="cpu")
 
 
-def linear(x: Tensor, layer: Tensor, out_features: int) -> Tensor:
-    """Return the output of the Linear layer that a handle stands for."""
-    y: Tensor = torch.ops.mixdq.linear(x, layer, out_features)
+def linear(
+    x: Tensor, layer: Tensor, out_features: int, before: Before = NOTHING, added: Tensor | None = None
+) -> Tensor:
+    """Return the output of the Linear layer that a handle stands for, for `before(x)`, plus `added`."""
+    y: Tensor
+    if before.is_nothing and added is None:
+        y = torch.ops.mixdq.linear(x, layer, out_features)
+    else:
+        y = torch.ops.mixdq.folded_linear(x, layer, out_features, *before, added)
     return y
 
 
@@ -61,14 +78,20 @@ def conv2d(
     x: Tensor,
     layer: Tensor,
     out_channels: int,
+    before: Before = NOTHING,
+    added: Tensor | None = None,
     *,
     kernel: Sequence[int],
     stride: Sequence[int],
     borders: Sequence[int],
     dilation: Sequence[int],
 ) -> Tensor:
-    """Return the output of the Conv2d layer that a handle stands for; `borders` are rows and columns added in all."""
-    y: Tensor = torch.ops.mixdq.conv2d(x, layer, out_channels, kernel, stride, borders, dilation)
+    """Return the output of a Conv2d layer as `linear` does; `borders` are rows and columns added in all."""
+    y: Tensor
+    if before.is_nothing and added is None:
+        y = torch.ops.mixdq.conv2d(x, layer, out_channels, kernel, stride, borders, dilation)
+    else:
+        y = torch.ops.mixdq.folded_conv2d(x, layer, out_channels, kernel, stride, borders, dilation, *before, added)
     return y
 
 
@@ -87,7 +110,20 @@ def _run_linear(x: Tensor, layer: Tensor, out_features: int) -> Tensor:
 
 
 def _run_conv2d(x: Tensor, layer: Tensor, *geometry: Any) -> Tensor:
-    y = _layer_of(layer).run(x)
+    return _channels_last(_layer_of(layer).run(x))
+
+
+def _run_folded_linear(x: Tensor, layer: Tensor, out_features: int, *between: Any) -> Tensor:
+    *before, added = between
+    return run_folded(_layer_of(layer), x, Before(*before), added).contiguous()
+
+
+def _run_folded_conv2d(x: Tensor, layer: Tensor, *given: Any) -> Tensor:
+    *before, added = given[len(given) - len(Before._fields) - 1 :]
+    return _channels_last(run_folded(_layer_of(layer), x, Before(*before), added))
+
+
+def _channels_last(y: Tensor) -> Tensor:
     if y.dim() == 4:
         return y.contiguous(memory_format=torch.channels_last)
     return y.movedim(0, -1).contiguous().movedim(-1, 0)
@@ -113,7 +149,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return (by_input, *(None,) * ctx.others)
 
 
-def _fake_linear(x: Tensor, layer: Tensor, out_features: int) -> Tensor:
+def _fake_linear(x: Tensor, layer: Tensor, out_features: int, *between: Any) -> Tensor:
     return x.new_empty(*x.shape[:-1], out_features)
 
 
@@ -125,6 +161,7 @@ def _fake_conv2d(
     stride: Sequence[int],
     borders: Sequence[int],
     dilation: Sequence[int],
+    *between: Any,
 ) -> Tensor:
     size = [(x.shape[i - 2] + borders[i] - dilation[i] * (kernel[i] - 1) - 1) // stride[i] + 1 for i in (0, 1)]
     return x.new_empty(*x.shape[:-3], *size, out_channels).movedim(-1, -3)
@@ -137,6 +174,8 @@ def _register(name: str, run: Callable[..., Tensor], fake: Callable[..., Tensor]
 
 _register("linear", _run_linear, _fake_linear)
 _register("conv2d", _run_conv2d, _fake_conv2d)
+_register("folded_linear", _run_folded_linear, _fake_linear)
+_register("folded_conv2d", _run_folded_conv2d, _fake_conv2d)
 _register("input_gradient", _run_gradient, _fake_gradient)
 for _operator in ("linear", "conv2d"):
     torch.library.register_autograd(f"mixdq::{_operator}", _backward, setup_context=_keep_handle, lib=_LIBRARY)

@@ -68,7 +68,7 @@ class Calls(torch.overrides.TorchFunctionMode):
 def check_operator(layer: QuantizedLayer, x: Tensor) -> None:
     """Torch's own checks of schema, shape, strides and dtype; and the same numbers as without the operator."""
     with Calls() as calls:
-        y = layer._traced(x)
+        y = layer.traced(x)
     assert torch.equal(y, layer.run(x))
     operator, arguments = calls.last
     overload = getattr(operator, "default", operator)

@@ -52,9 +52,9 @@ def test_a_budget_of_time_is_met_as_the_table_has_it(timed) -> None:
 def test_one_pair_for_all_layers_is_foretold_what_it_took_whatever_lay_between_them() -> None:
     eight, four = LayerBits(weight=8, activation=8), LayerBits(weight=4, activation=8)
     found = {
-        FLOAT: LayerTimes(layers={"a": 50.0, "b": 0.0}, rest=1.0),
-        eight: LayerTimes(layers={"a": 10.0, "b": 30.0}, rest=7.0),
-        four: LayerTimes(layers={"a": 5.0, "b": 35.0}, rest=3.0),
+        FLOAT: LayerTimes(layers={"a": 50.0, "b": 0.0}, whole=51.0),
+        eight: LayerTimes(layers={"a": 10.0, "b": 30.0}, whole=47.0),
+        four: LayerTimes(layers={"a": 5.0, "b": 35.0}, whole=43.0),
     }
     latency = table_of_times(found, {"a": (eight, four), "b": (eight, four)}, scale=2.0)
     for bits in (eight, four):

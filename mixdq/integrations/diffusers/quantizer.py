@@ -18,8 +18,10 @@ from mixdq.integrations.diffusers.opening import Opening
 from mixdq.integrations.saved_format import SavedModel
 from mixdq.runtime.another_text import follow_text, leave_text
 from mixdq.runtime.backends.cpu import CpuBackend
+from mixdq.runtime.backends.cuda import CudaBackend
 from mixdq.runtime.between import remove_cpu_kernels, use_cpu_kernels
 from mixdq.runtime.binding import is_offloaded
+from mixdq.runtime.blocks import fold_blocks, unfold_blocks
 from mixdq.runtime.conv2d import QuantizedConv2d
 from mixdq.runtime.heap import HEAP
 from mixdq.runtime.layout import EXACT_NAMES, tensor_specs, weight_shape_of
@@ -115,6 +117,8 @@ class MixDQQuantizer(DiffusersQuantizer):  # type: ignore[misc]
         HEAP.give_back()
         if self.quantization_config.backend in (AUTO, CpuBackend.name):
             use_cpu_kernels(model)
+        if self.quantization_config.backend in (AUTO, CudaBackend.name):
+            fold_blocks(model)
         follow_text(model)
         guard_adapters(model)
         log.info("MixDQ model: plan %s", self.quantization_config.saved.plan.name)
@@ -169,6 +173,7 @@ class MixDQQuantizer(DiffusersQuantizer):  # type: ignore[misc]
         dtype = model.dtype
         release_adapters(model)
         leave_text(model)
+        unfold_blocks(model)
         remove_cpu_kernels(model)
         for name, module in list(model.named_modules()):
             if isinstance(module, QuantizedLinear | QuantizedConv2d):

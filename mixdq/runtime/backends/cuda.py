@@ -15,6 +15,7 @@ from torch import Tensor
 
 from mixdq.quant.bos import CLIP_TOKENS, BosRow
 from mixdq.quant.packing import unpack
+from mixdq.runtime.before import Before
 from mixdq.runtime.kernel import Kernel, KernelRequest, int32_refusals
 from mixdq.runtime.kernels.gpu import available
 from mixdq.runtime.kernels.gpu.tensors import LayerTensors, Window
@@ -37,7 +38,7 @@ class CudaBackend:
 
     def refusals(self, request: KernelRequest) -> list[str]:
         """Return why not: another device or dtype, 8-bit weights with zero points, an old card, no Triton."""
-        device = "cpu" if available.interpreted() else "cuda"
+        device = available.device_type()
         if request.device != device:
             return [f"it computes on {device}, not on {request.device}"]
         if request.bits.weight == FLOAT_BITS:
@@ -91,6 +92,10 @@ class _Product:
     def add(self, x: Tensor, total: Tensor, dtype: torch.dtype, /) -> Tensor:
         """Return `total` plus the product of `x`, in `dtype`."""
         return self._run(x, total, dtype)
+
+    def folded(self, x: Tensor, before: Before, added: Tensor | None, /) -> Tensor:
+        """Return the product of `before(x)` plus `added`."""
+        return self._run(x, added, before=before)
 
     def beside_bos(self, bos: BosRow, general: Kernel, /) -> Kernel:
         """Return a kernel that sets first tokens aside by itself, and leaves unusual texts to `general`."""

@@ -2,9 +2,19 @@
 
     prepared  int8, or the input's dtype  [batch, height, width, groups * depth], borders included
 
+What stands before the layer may be folded in (`before`, then `silu`); weights are float32 or in the input's dtype:
+
+    ""            x
+    "affine"      x * weight[picture, channel] + bias[picture, channel]; a group norm, see `norms`
+    "layer_norm"  (x - mean) * rstd * weight[channel] + bias[channel], mean and rstd of each pixel's channels
+    "geglu"       x * gelu(gate), the gates being the second half of twice as many channels
+    silu          y / (1 + exp(-y))
+
+Each step is computed in float32 and rounded to the input's dtype, as torch does where these are passes of their own.
+
 Codes are bit for bit those of `mixdq.quant.affine.quantize`: true division, halves to even, in float32; scales found at
 run time are those of `mixdq.quant.qparams.row_qparams`, in float64. Borders and channels that are filled up are zero,
-whose code is the zero point. Who holds NaN or infinity, a row or a picture, gets the scale NaN, which makes every
+whose code is the zero point, whatever stands before. Who holds NaN or infinity, a row or a picture, gets the scale NaN, which makes every
 output of it NaN: nothing waits for the device to say so.
 """
 
@@ -17,7 +27,9 @@ CHUNKS = 64
 
 # No kernel of its own for every number of them.
 @triton.jit(
-    do_not_specialize=["height", "width", "line", "picture", "border_height", "border_width", "channels", "chunks"],
+    do_not_specialize=[
+        *("height", "width", "line", "picture", "border_height", "border_width", "channels", "chunks", "epsilon"),
+    ],
 )
 def prepare(
     x,
@@ -27,6 +39,8 @@ def prepare(
     row_scale,
     row_zero,
     ranges,
+    weight,
+    bias,
     height,
     width,
     line,
@@ -40,11 +54,15 @@ def prepare(
     channels,
     depth,
     chunks,
+    gate,
+    epsilon,
     low: tl.constexpr,
     high: tl.constexpr,
     of_codes: tl.constexpr,
     of_pictures: tl.constexpr,
     dynamic: tl.constexpr,
+    before: tl.constexpr,
+    silu: tl.constexpr,
     block_rows: tl.constexpr,
     block_channels: tl.constexpr,
     block_chunks: tl.constexpr,
@@ -54,7 +72,7 @@ def prepare(
     `x` is [batch, groups * channels, height, width] of any strides; a prepared picture has `picture` pixels, `line` in
     a line. The scale is the one at `scale`, or, where `dynamic`, each pixel's own, or the picture's own, by `ranges`.
     It goes to `row_scale` and `row_zero`, [pixels], or [pictures] where `of_pictures`; the static scales of
-    pictures are there already.
+    pictures are there already. `weight` and `bias` belong to `before`; gates lie `gate` elements after their values.
     """
     blocks = tl.cdiv(picture, block_rows)
     batch = (tl.program_id(0) // blocks).to(tl.int64)
@@ -68,6 +86,23 @@ def prepare(
     row = batch * picture + pixel
     target = prepared + (row * tl.num_programs(1) + group)[:, None] * depth
     channel = tl.arange(0, block_channels)
+    own = (group if before != "affine" else batch * tl.num_programs(1) + group) * channels
+    mean = tl.zeros((block_rows,), dtype=tl.float32)
+    rstd = mean
+    if before == "layer_norm":
+        total = tl.zeros((block_rows, block_channels), dtype=tl.float32)
+        for start in range(0, channels, block_channels):
+            mask = inside[:, None] & (start + channel < channels)[None, :]
+            at = source + (start + channel).to(tl.int64)[None, :] * x_channel
+            total += tl.load(at, mask=mask, other=0.0).to(tl.float32)
+        mean = tl.sum(total, axis=1) / channels
+        total = tl.zeros((block_rows, block_channels), dtype=tl.float32)
+        for start in range(0, channels, block_channels):
+            mask = inside[:, None] & (start + channel < channels)[None, :]
+            at = source + (start + channel).to(tl.int64)[None, :] * x_channel
+            away = tl.where(mask, tl.load(at, mask=mask, other=0.0).to(tl.float32) - mean[:, None], 0.0)
+            total += away * away
+        rstd = tl.div_rn(1.0, tl.sqrt_rn(tl.sum(total, axis=1) / channels + epsilon))
 
     wrong = tl.zeros((block_rows, block_channels), dtype=tl.int32)
     if of_codes:
@@ -86,17 +121,20 @@ def prepare(
             least = tl.zeros((block_rows, block_channels), dtype=tl.float32)
             greatest = tl.zeros((block_rows, block_channels), dtype=tl.float32)
             for start in range(0, channels, block_channels):
-                mask = inside[:, None] & (start + channel < channels)[None, :]
-                real = tl.load(source + (start + channel).to(tl.int64)[None, :] * x_channel, mask=mask, other=0.0)
-                real = _finite(real.to(tl.float32))
+                real = _real(
+                    *(source, start + channel, x_channel, inside, channels, weight, bias, own, gate, mean, rstd),
+                    *(before, silu),
+                )
+                real = _finite(real)
                 least, greatest = tl.minimum(least, real), tl.maximum(greatest, real)
             own_scale, own_zero = _grid(tl.min(least, axis=1), tl.max(greatest, axis=1), low, high)
 
     for start in range(0, depth, block_channels):
-        mask = inside[:, None] & (start + channel < channels)[None, :]
-        real = tl.load(source + (start + channel).to(tl.int64)[None, :] * x_channel, mask=mask, other=0.0)
+        real = _real(
+            *(source, start + channel, x_channel, inside, channels, weight, bias, own, gate, mean, rstd),
+            *(before, silu),
+        )
         if of_codes:
-            real = real.to(tl.float32)
             finite = _finite(real)
             wrong |= (real != finite).to(tl.int32)
             real = _codes(finite, own_scale[:, None], own_zero[:, None], low, high)
@@ -120,6 +158,8 @@ def prepare(
 def find_ranges(
     x,
     ranges,
+    weight,
+    bias,
     width,
     picture,
     x_batch,
@@ -128,12 +168,15 @@ def find_ranges(
     x_pixel,
     channels,
     chunk,
+    before: tl.constexpr,
+    silu: tl.constexpr,
     block_rows: tl.constexpr,
     block_channels: tl.constexpr,
 ):
     """Write least, greatest and 1 where there is NaN or infinity, of `chunk` pixels; program axes: chunks, pictures.
 
     `x` is [batch, channels, height, width] of any strides, with `picture` pixels; `ranges` is [batch, chunks, 3].
+    Before it stands nothing, or "affine".
     """
     least = tl.zeros((block_rows, block_channels), dtype=tl.float32)
     greatest = tl.zeros((block_rows, block_channels), dtype=tl.float32)
@@ -143,10 +186,13 @@ def find_ranges(
         inside = start + tl.arange(0, block_rows)
         pixel = tl.program_id(0) * chunk + inside
         at = source + ((pixel // width).to(tl.int64) * x_line + (pixel % width).to(tl.int64) * x_pixel)[:, None]
+        there = (inside < chunk) & (pixel < picture)
         for first in range(0, channels, block_channels):
             channel = first + tl.arange(0, block_channels)
-            mask = ((inside < chunk) & (pixel < picture))[:, None] & (channel < channels)[None, :]
-            real = tl.load(at + channel.to(tl.int64)[None, :] * x_channel, mask=mask, other=0.0).to(tl.float32)
+            real = _real(
+                *(at, channel, x_channel, there, channels, weight, bias, tl.program_id(1) * channels, 0, None, None),
+                *(before, silu),
+            )
             finite = _finite(real)
             wrong |= (real != finite).to(tl.int32)
             least, greatest = tl.minimum(least, finite), tl.maximum(greatest, finite)
@@ -154,6 +200,53 @@ def find_ranges(
     tl.store(target, tl.min(tl.min(least, axis=1), axis=0))
     tl.store(target + 1, tl.max(tl.max(greatest, axis=1), axis=0))
     tl.store(target + 2, tl.max(tl.max(wrong, axis=1), axis=0).to(tl.float32))
+
+
+@triton.jit
+def _real(
+    source,
+    channel,
+    x_channel,
+    there,
+    channels,
+    weight,
+    bias,
+    own,
+    gate,
+    mean,
+    rstd,
+    before: tl.constexpr,
+    silu: tl.constexpr,
+):
+    """Return the numbers of some channels of the pixels at `source` after what stands before, float32, 0 elsewhere."""
+    known = channel < channels
+    mask = there[:, None] & known[None, :]
+    at = source + channel.to(tl.int64)[None, :] * x_channel
+    dtype: tl.constexpr = source.dtype.element_ty
+    real = tl.load(at, mask=mask, other=0.0).to(tl.float32)
+    if before == "affine" or before == "layer_norm":
+        own_weight = tl.load(weight + own + channel, mask=known, other=0.0).to(tl.float32)[None, :]
+        own_bias = tl.load(bias + own + channel, mask=known, other=0.0).to(tl.float32)[None, :]
+        if before == "layer_norm":
+            real = (real - mean[:, None]) * rstd[:, None]
+        real = rounded(real * own_weight + own_bias, dtype)
+    if before == "geglu":
+        gates = tl.load(at + gate, mask=mask, other=0.0).to(tl.float32)
+        real = rounded(real * rounded(gates * 0.5 * (1.0 + tl.erf(gates * 0.7071067811865476)), dtype), dtype)
+    if silu:
+        real = rounded(tl.div_rn(real, 1.0 + tl.exp(-real)), dtype)
+    return tl.where(mask, real, 0.0)
+
+
+@triton.jit
+def rounded(real, dtype: tl.constexpr):
+    """Return the nearest number of a dtype, halves to even, in float32."""
+    if dtype == tl.bfloat16:
+        # Triton's interpreter would cut it off.
+        bits = tl.where(real != real, 0.0, real).to(tl.int32, bitcast=True)
+        near = ((bits + 0x7FFF + ((bits >> 16) & 1)) & -0x10000).to(tl.float32, bitcast=True)
+        return tl.where(real != real, real, near)
+    return real.to(dtype).to(tl.float32)
 
 
 @triton.jit

@@ -21,6 +21,11 @@ def interpreted() -> bool:
     return os.environ.get(INTERPRETER) == "1"
 
 
+def device_type() -> str:
+    """Return the type of the device that kernels run on."""
+    return "cpu" if interpreted() else "cuda"
+
+
 @functools.cache
 def card(device: torch.device) -> Card:
     """Return what a configuration depends on; a small card of our own where kernels are interpreted."""
@@ -62,9 +67,10 @@ def _broken(error: Exception) -> str:
 
 
 def _works(activations: Any) -> bool:
-    device = "cpu" if interpreted() else "cuda"
+    device = device_type()
     x = torch.tensor([[[[-1.0, 2.0]]]], device=device)
     ranges = torch.zeros(1, 1, 3, device=device)
-    activations.find_ranges[(1, 1)](x, ranges, 2, 2, 2, 2, 2, 1, 1, 2, block_rows=2, block_channels=1)
+    sizes = {"before": "", "silu": False, "block_rows": 2, "block_channels": 1}
+    activations.find_ranges[(1, 1)](x, ranges, None, None, 2, 2, 2, 2, 2, 1, 1, 2, **sizes)
     found: list[float] = ranges.flatten().tolist()
     return found == [-1.0, 2.0, 0.0]

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mixdq.runtime.before import NOTHING, Before
 from mixdq.runtime.kernels.gpu import activations
+from mixdq.runtime.kernels.gpu.norms import affine_of
 from mixdq.runtime.kernels.gpu.tensors import LayerTensors, Window
 
 PREPARED_AT_ONCE = 4096
@@ -25,15 +27,18 @@ class Prepared:
     of_pictures: bool
 
 
-def prepare(x: Tensor, tensors: LayerTensors, window: Window | None, groups: int) -> Prepared:
-    """Return `x` [batch, in, height, width], or a Linear's as `as_picture` gives it, as the product wants it."""
+def prepare(x: Tensor, tensors: LayerTensors, window: Window | None, groups: int, before: Before = NOTHING) -> Prepared:
+    """Return `x` [batch, in, height, width], or a Linear's as `as_picture` gives it, as the product wants it.
+
+    A gate has twice the channels, and gates and layer norms stand before layers of one group alone.
+    """
     order, is_linear = tensors.order, window is None
     window = window or Window()
     batch, _, height, width = x.shape
     shape = (batch, height + 2 * window.padding[0], width + 2 * window.padding[1], groups * order.depth)
     of_pictures = not window.is_pixel or groups > 1 or (tensors.dynamic and not is_linear)
     none = tensors.scale
-    if not tensors.of_codes:
+    if not tensors.of_codes and before.is_nothing:
         last = x.permute(0, 2, 3, 1)
         if last.shape == shape and last.is_contiguous():
             return Prepared(last, none, none, of_pictures)
@@ -41,6 +46,11 @@ def prepare(x: Tensor, tensors: LayerTensors, window: Window | None, groups: int
     picture = shape[1] * shape[2]
     blocks = _blocks(picture, x, order.depth)
     row_scale, row_zero, ranges, chunks = none, none, none, 1
+    kind, weight, bias = before.kind, before.weight, before.bias
+    if before.kind == "group_norm":
+        assert weight is not None
+        assert bias is not None
+        kind, (weight, bias) = "affine", affine_of(x, before.groups, weight, bias, before.eps)
     if tensors.of_codes:
         rows = batch if of_pictures else batch * picture
         if of_pictures and tensors.input_scale is not None:
@@ -49,18 +59,21 @@ def prepare(x: Tensor, tensors: LayerTensors, window: Window | None, groups: int
             row_scale = torch.empty(rows, dtype=torch.float32, device=x.device)
         row_zero = torch.empty(rows, dtype=torch.int32, device=x.device)
         if of_pictures and tensors.dynamic:
-            ranges = _ranges(x)
+            ranges = _ranges(x, kind, weight, bias, silu=before.silu)
             chunks = ranges.shape[1]
     activations.prepare[(batch * -(-picture // blocks[0]), groups)](
         *(x, prepared, tensors.input_scale, tensors.input_zero_point, row_scale, row_zero, ranges),
+        *(weight, bias),
         *(height, width, shape[2], picture, *window.padding),
         *(x.stride(0), x.stride(1), x.stride(2), x.stride(3)),
-        *(order.channels, order.depth, chunks),
+        *(order.channels, order.depth, chunks, groups * order.channels * x.stride(1), before.eps),
         low=tensors.low,
         high=tensors.high,
         of_codes=tensors.of_codes,
         of_pictures=of_pictures,
         dynamic=tensors.dynamic,
+        before=kind,
+        silu=before.silu,
         block_rows=blocks[0],
         block_channels=blocks[1],
         block_chunks=activations.CHUNKS,
@@ -70,13 +83,16 @@ def prepare(x: Tensor, tensors: LayerTensors, window: Window | None, groups: int
     return Prepared(prepared, row_scale, row_zero, of_pictures)
 
 
-def as_picture(x: Tensor) -> Tensor:
-    """Return `x` [..., in] as [batch, in, 1, tokens], where its memory allows without a copy."""
+def as_picture(x: Tensor, *, apart: bool = False) -> Tensor:
+    """Return `x` [..., in] as [batch, in, 1, tokens], where its memory allows without a copy.
+
+    Where all tokens lie alike they are one batch, unless they are to stay `apart`.
+    """
     if x.dim() < 3:
         x = x.reshape(1, -1, x.shape[-1])
     elif x.dim() > 3:
         x = x.flatten(0, -3)
-    if x.stride(0) == x.shape[1] * x.stride(1):
+    if not apart and x.stride(0) == x.shape[1] * x.stride(1):
         x = x.flatten(0, 1)[None]
     return x.transpose(1, 2).unsqueeze(2)
 
@@ -92,7 +108,7 @@ def _blocks(picture: int, x: Tensor, depth: int) -> tuple[int, int]:
     return min(power_of_2(picture), max(1, PREPARED_AT_ONCE // channels)), channels
 
 
-def _ranges(x: Tensor) -> Tensor:
+def _ranges(x: Tensor, kind: str, weight: Tensor | None, bias: Tensor | None, *, silu: bool) -> Tensor:
     batch, channels, height, width = x.shape
     picture = height * width
     rows, block_channels = _blocks(picture, x, channels)
@@ -100,9 +116,13 @@ def _ranges(x: Tensor) -> Tensor:
     chunks = -(-picture // chunk)
     ranges = torch.empty(batch, chunks, 3, dtype=torch.float32, device=x.device)
     activations.find_ranges[(chunks, batch)](
-        *(x, ranges, width, picture, x.stride(0), x.stride(1), x.stride(2), x.stride(3), channels, chunk),
+        *(x, ranges, weight, bias, width, picture),
+        *(x.stride(0), x.stride(1), x.stride(2), x.stride(3), channels, chunk),
+        before=kind,
+        silu=silu,
         block_rows=rows,
         block_channels=block_channels,
         num_warps=4,
+        enable_fp_fusion=False,
     )
     return ranges

@@ -13,6 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mixdq.quant.bos import MISFIT_LIMIT
+from mixdq.runtime.before import NOTHING, Before
 from mixdq.runtime.kernels.gpu import available, bos, product
 from mixdq.runtime.kernels.gpu.configurations import Card, Configuration, Sizes
 from mixdq.runtime.kernels.gpu.inputs import Prepared, as_picture, power_of_2, prepare
@@ -43,29 +44,30 @@ class GpuLayer:
         self._planes = (*tensors.planes, *tensors.planes[:1] * 2)[:3]
         self._fields = (*tensors.order.fields, 0, 0)[:3]
 
-    def linear(self, x: Tensor, /, added: Tensor | None = None, dtype: torch.dtype | None = None) -> Tensor:
-        """Return the output [..., out] of `x` [..., in], plus `added`, float32 and contiguous, of its shape.
+    def linear(
+        self, x: Tensor, /, added: Tensor | None = None, dtype: torch.dtype | None = None, before: Before = NOTHING
+    ) -> Tensor:
+        """Return the output [..., out] of `before(x)`, [..., in], plus `added`, which broadcasts to its shape.
 
-        It has the layer's dtype where none is given.
+        It has the layer's dtype where none is given. The product is rounded to the dtype of `added` before that.
         """
         dtype = dtype or self._dtype
         y = self._empty(x, *x.shape[:-1], dtype=dtype)
         if y.numel():
-            self._run(as_picture(x), y, added)
+            self._run(as_picture(x, apart=before.kind == "group_norm"), y, added, before)
         return y.to(dtype)
 
-    def conv2d(self, x: Tensor, /, added: Tensor | None = None, dtype: torch.dtype | None = None) -> Tensor:
-        """Return the output [(batch,) out, height, width] of `x` [(batch,) in, height, width]; as `linear`.
-
-        `added` is channels last.
-        """
+    def conv2d(
+        self, x: Tensor, /, added: Tensor | None = None, dtype: torch.dtype | None = None, before: Before = NOTHING
+    ) -> Tensor:
+        """Return the output [(batch,) out, height, width] of `x` [(batch,) in, height, width]; as `linear`."""
         if x.dim() == 3:
-            return self.conv2d(x[None], None if added is None else added[None], dtype)[0]
+            return self.conv2d(x[None], None if added is None else added[None], dtype, before)[0]
         dtype = dtype or self._dtype
         batch, _, height, width = x.shape
         y = self._empty(x, batch, *self._size(height, width), dtype=dtype)
         if y.numel():
-            self._run(x, y, None if added is None else added.permute(0, 2, 3, 1))
+            self._run(x, y, None if added is None else added.permute(0, 2, 3, 1), before)
         return y.to(dtype).permute(0, 3, 1, 2)
 
     def linear_beside_bos(self, x: Tensor, bos_input: Tensor, bos_output: Tensor) -> Tensor:
@@ -104,9 +106,9 @@ class GpuLayer:
         stored = torch.float32 if self._widens else dtype
         return torch.empty(*shape, self._columns, dtype=stored, device=x.device)
 
-    def _run(self, x: Tensor, y: Tensor, added: Tensor | None) -> None:
+    def _run(self, x: Tensor, y: Tensor, added: Tensor | None, before: Before = NOTHING) -> None:
         with _on(x.device):
-            self.multiply(prepare(x, self.tensors, self._given_window, self._groups), y, added)
+            self.multiply(prepare(x, self.tensors, self._given_window, self._groups, before), y, added)
 
     def prepared(self, x: Tensor) -> tuple[Prepared, Tensor]:
         """Return an input made ready and an output [batch, height, width, out] to write to: what `multiply` takes."""
@@ -148,8 +150,10 @@ class GpuLayer:
             partial = torch.empty(chosen.split, rows, self._columns, dtype=sums, device=y.device)
         # A text's rows lie apart from the next one's where first tokens lie between.
         y_order = (rows, 0) if y.is_contiguous() else (y.shape[-2], y.stride(0))
+        more = None if added is None else _rows_of(added, y)
+        more_order = (1, 0, 0) if more is None else (more.shape[1], more.stride(0), more.stride(1))
         scale_rows = y.shape[-3] * y.shape[-2] if made.of_pictures else 1
-        ends = (tensors.sums, tensors.scale, tensors.bias, made.row_scale, made.row_zero, added, y, partial)
+        ends = (tensors.sums, tensors.scale, tensors.bias, made.row_scale, made.row_zero, more, y, partial)
         flags = {
             "of_codes": self._of_codes,
             "has_bias": tensors.bias is not None,
@@ -164,6 +168,7 @@ class GpuLayer:
             *(picture, line, pixel, window.dilation[0] * line, window.dilation[1] * pixel),
             *(window.stride[0] * line, window.stride[1] * pixel),
             *y_order,
+            *more_order,
             bits=order.num_bits,
             field_0=self._fields[0],
             field_1=self._fields[1],
@@ -184,7 +189,7 @@ class GpuLayer:
         if chosen.split > 1:
             product.finish[(-(-rows // 32), -(-self._columns // 64))](
                 *ends,
-                *(rows, self._columns, rows * self._columns, scale_rows, *y_order),
+                *(rows, self._columns, rows * self._columns, scale_rows, *y_order, *more_order),
                 **flags,
                 block_rows=32,
                 block_columns=64,
@@ -200,6 +205,16 @@ class GpuLayer:
         window = self._window
         covered = [window.dilation[i] * (window.kernel[i] - 1) + 1 - 2 * window.padding[i] for i in (0, 1)]
         return (height - covered[0]) // window.stride[0] + 1, (width - covered[1]) // window.stride[1] + 1
+
+
+def _rows_of(added: Tensor, y: Tensor) -> Tensor:
+    """Return what is added to `y` [..., out] as [batches, rows, out] of any strides but the last; mostly no copy."""
+    added = added.expand(y.shape)
+    if y.dim() == 4:
+        added = added.flatten(1, 2)
+    else:
+        added = added.reshape(1, -1, y.shape[-1])
+    return added if added.stride(-1) == 1 else added.contiguous()
 
 
 def _on(device: torch.device) -> AbstractContextManager[object]:

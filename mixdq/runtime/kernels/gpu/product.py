@@ -4,6 +4,8 @@
     y[m, n] = scale[n] * row_scale[m] * (sum_k x[m, k] (w[n, k] - zero[n]) - row_zero[m] * sums[n]) of codes
               + bias[n] + added[m, n]
 
+What is before `added` is rounded to its dtype, as torch does where that is a pass of its own.
+
 The tile is computed lying, [columns of y, rows of y]: weights, which are unpacked in registers, are the matrix units'
 left operand, which alone may come from there; and their other side, the rows, may be as narrow as 16, so that one token
 is not computed as if it were 64. Nothing in the loop is masked: inputs and weights are filled up, rows and columns
@@ -14,10 +16,12 @@ would leave a GPU idle, parts of one sum are computed apart (`split`) and added 
 import triton
 import triton.language as tl
 
+from mixdq.runtime.kernels.gpu.activations import rounded
+
 
 # No kernel of its own for every number of them.
 @triton.jit(
-    do_not_specialize=["rows", "steps", "tap_steps", "line_rows", "picture_rows", "scale_rows", "y_rows"],
+    do_not_specialize=["rows", "steps", "tap_steps", "line_rows", "picture_rows", "scale_rows", "y_rows", "added_rows"],
 )
 def product(
     x,
@@ -49,6 +53,9 @@ def product(
     strided_pixel,
     y_rows,
     y_batch,
+    added_rows,
+    added_batch,
+    added_row,
     bits: tl.constexpr,
     field_0: tl.constexpr,
     field_1: tl.constexpr,
@@ -70,7 +77,8 @@ def product(
 
     What is multiplied has the type `operand`, the input's (Triton's interpreter takes bfloat16 for integers).
     Lengths are counted in elements. `line_rows` and `picture_rows` are the rows of `y` that belong to a line and to a
-    picture of it, `scale_rows` those that share a scale. `y_rows` rows of `y` lie `y_batch` before the next so many.
+    picture of it, `scale_rows` those that share a scale. `y_rows` rows of `y` lie `y_batch` before the next so many. `added_rows` rows of `added`,
+    `added_row` apart, lie `added_batch` before the next so many.
     """
     group = tl.program_id(1)
     row_tiles = tl.cdiv(rows, block_rows)
@@ -134,14 +142,14 @@ def product(
         y_at = y_at[None, :] + column[:, None]
         _end(
             *(acc, sums, scale, bias, row_scale, row_zero, added, y, row, column, y_at, stored, scale_rows),
-            *(of_codes, has_bias, has_added),
+            *(added_rows, added_batch, added_row, of_codes, has_bias, has_added),
         )
     else:
         at = (part.to(tl.int64) * rows + row)[None, :] * total_columns + column[:, None]
         tl.store(partial + at, acc, mask=stored)
 
 
-@triton.jit(do_not_specialize=["rows", "part_sums", "scale_rows", "y_rows"])
+@triton.jit(do_not_specialize=["rows", "part_sums", "scale_rows", "y_rows", "added_rows"])
 def finish(
     sums,
     scale,
@@ -157,6 +165,9 @@ def finish(
     scale_rows,
     y_rows,
     y_batch,
+    added_rows,
+    added_batch,
+    added_row,
     of_codes: tl.constexpr,
     has_bias: tl.constexpr,
     has_added: tl.constexpr,
@@ -178,7 +189,7 @@ def finish(
     y_at = y_at[None, :] + column[:, None]
     _end(
         *(acc, sums, scale, bias, row_scale, row_zero, added, y, row, column, y_at, stored, scale_rows),
-        *(of_codes, has_bias, has_added),
+        *(added_rows, added_batch, added_row, of_codes, has_bias, has_added),
     )
 
 
@@ -197,6 +208,9 @@ def _end(
     y_at,
     stored,
     scale_rows,
+    added_rows,
+    added_batch,
+    added_row,
     of_codes: tl.constexpr,
     has_bias: tl.constexpr,
     has_added: tl.constexpr,
@@ -210,7 +224,9 @@ def _end(
     if has_bias:
         out += tl.load(bias + column)[:, None]
     if has_added:
-        out = tl.load(added + y_at, mask=stored, other=0.0) + out
+        at = (row // added_rows).to(tl.int64) * added_batch + (row % added_rows).to(tl.int64) * added_row
+        more = tl.load(added + at[None, :] + column[:, None], mask=stored, other=0.0).to(tl.float32)
+        out = more + rounded(out, added.dtype.element_ty)
     tl.store(y + y_at, out.to(y.dtype.element_ty), mask=stored)
 
 

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.nn import functional
 
 pytest.importorskip("triton")
 
@@ -14,6 +15,7 @@ from mixdq.quant.affine import quantize
 from mixdq.quant.qparams import row_qparams
 from mixdq.quant.weights import quantize_weight
 from mixdq.runtime.backends.cuda import CudaBackend
+from mixdq.runtime.before import GEGLU, NOTHING, SILU, Before, Kind
 from mixdq.runtime.kernel import KernelRequest
 from mixdq.runtime.kernels.gpu import activations, available
 from mixdq.runtime.kernels.gpu.inputs import prepare
@@ -36,13 +38,15 @@ CONV = KernelRequest(
 )
 
 
-def prepared(request: KernelRequest, x: Tensor, activation: QParams | None) -> tuple[Tensor, Tensor, Tensor]:
+def prepared(
+    request: KernelRequest, x: Tensor, activation: QParams | None, before: Before = NOTHING
+) -> tuple[Tensor, Tensor, Tensor]:
     """The codes [batch, height, width, channels], borders and all, and scale and zero point of rows or pictures."""
     (part,) = quantize_weight(torch.ones(request.weight_shape, device=DEVICE), 8)
     kernel = CudaBackend().bind(request, part, None, activation)
     window = None if request.op == "linear" else Window(kernel=request.weight_shape[2:], padding=request.padding)
-    made = prepare(x, kernel.layer.tensors, window, 1)
-    return made.x[..., : x.shape[1]], made.row_scale, made.row_zero
+    made = prepare(x, kernel.layer.tensors, window, 1, before)
+    return made.x[..., : request.weight_shape[1]], made.row_scale, made.row_zero
 
 
 def params(scale: float, zero_point: int, num_bits: int) -> QParams:
@@ -124,23 +128,148 @@ def test_floats_are_taken_as_they_are_and_copied_only_where_they_must(channels: 
         assert (made.data_ptr() == each.data_ptr()) == (channels == 64 and each is last)
 
 
+def between(low: Tensor, high: Tensor, off: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """The numbers of a dtype that what lies from `low` to `high`, and is off by so much, may be rounded to."""
+    return tuple((end + sign * off).to(dtype).double() for end, sign in ((low, -1), (high, 1)))  # type: ignore[return-value]
+
+
+def allowed(before: Before, x: Tensor) -> tuple[Tensor, Tensor]:
+    """What float32's roundings allow as the result for `x` [batch, channels, height, width]; each step is rounded."""
+    dtype, unit = x.dtype, 2.0**-24
+    low = high = x.double()
+    if before.weight is not None and before.bias is not None:
+        parts = x.double().unflatten(1, (before.groups, -1))
+        axes = (2, 3, 4) if before.kind == "group_norm" else (2,)
+        mean, size = parts.mean(axes, keepdim=True), parts.abs().mean(axes, keepdim=True)
+        rstd = (parts.var(axes, keepdim=True, correction=0) + before.eps).rsqrt()
+        weight, bias = (each.double().view(before.groups, -1, 1, 1) for each in (before.weight, before.bias))
+        exact = ((parts - mean) * rstd * weight + bias).flatten(1, 2)
+        # Sums of less than 2^12 numbers, lane by lane and in pairs; each of three products and sums once.
+        off = 32 * unit * ((parts.abs() + size) * rstd * weight.abs() + bias.abs()).flatten(1, 2)
+        low, high = between(exact, exact, off, dtype)
+    if before.kind == "geglu":
+        value, gate = low.chunk(2, dim=1)
+        exact = functional.gelu(gate)
+        ends = [value * end for end in between(exact, exact, 8 * unit * gate.abs(), dtype)]
+        low, high = torch.minimum(*ends), torch.maximum(*ends)
+        low, high = between(low, high, unit * torch.maximum(low.abs(), high.abs()), dtype)
+    if before.silu:
+        # exp is off by some roundings of its argument; the least of silu is flat.
+        ends = [functional.silu(end) for end in (low, high)]
+        off = 4 * unit * (4 + torch.maximum(low.abs(), high.abs())) * torch.maximum(ends[0].abs(), ends[1].abs())
+        low, high = between(torch.minimum(*ends), torch.maximum(*ends), off + unit**2, dtype)
+    return low, high
+
+
+def norm(kind: Kind, dtype: torch.dtype, groups: int = 1, silu: bool = False) -> Before:
+    weight, bias = (torch.randn(6, generator=torch.Generator().manual_seed(i)).to(dtype).to(DEVICE) for i in (1, 2))
+    return Before(kind, weight, bias, groups, 1e-5, silu)
+
+
+def befores(dtype: torch.dtype) -> dict[str, Before]:
+    return {
+        "group norm": norm("group_norm", dtype, groups=3),
+        "group norm and SiLU": norm("group_norm", dtype, groups=2, silu=True),
+        "layer norm": norm("layer_norm", dtype),
+        "gate": GEGLU,
+        "SiLU": SILU,
+    }
+
+
+def picture_for(before: Before, dtype: torch.dtype, last: bool) -> Tensor:
+    """Channels of several magnitudes and means; a Linear's is of one line."""
+    generator = torch.Generator().manual_seed(3)
+    height = 1 if before.kind in ("layer_norm", "geglu") else 5
+    shape = (2, 12 if before.kind == "geglu" else 6, height, 50)
+    x = torch.randn(shape, generator=generator) * 2.0 ** torch.randint(-3, 3, (1, shape[1], 1, 1), generator=generator)
+    x = (x + torch.randn(1, shape[1], 1, 1, generator=generator)).to(dtype).to(DEVICE)
+    return x.contiguous(memory_format=torch.channels_last) if last else x
+
+
+def request_for(before: Before, dtype: torch.dtype, **others: object) -> KernelRequest:
+    linear = before.kind in ("layer_norm", "geglu")
+    request = replace(CONV, weight_shape=(1, 6) if linear else (1, 6, 3, 3), op="linear" if linear else "conv2d")
+    return replace(request, padding=(0, 0) if linear else (1, 2), dtype=dtype, output_dtype=dtype, **others)
+
+
+@works
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("what", list(befores(torch.float32)))
+def test_what_stands_before_is_float32s_and_rounded_at_each_step(what: str, dtype: torch.dtype) -> None:
+    before = befores(dtype)[what]
+    x = picture_for(before, dtype, last=dtype == torch.bfloat16)
+    request = request_for(before, dtype, bits=LayerBits(weight=8, activation=16))
+    found, _, _ = prepared(request, x, None, before)
+    if request.op == "conv2d":
+        assert float(found.abs().sum()) == float(found[:, 1:-1, 2:-2].abs().sum())
+        found = found[:, 1:-1, 2:-2]
+    low, high = (each.permute(0, 2, 3, 1) for each in allowed(before, x))
+    assert bool(((low <= found.double()) & (found.double() <= high)).all())
+    if dtype != torch.float32:
+        assert float((low == high).float().mean()) > 0.9
+
+
+@works
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("what", list(befores(torch.float32)))
+def test_codes_are_those_of_a_pass_after_it(what: str, dynamic: bool) -> None:
+    before = befores(torch.float16)[what]
+    x = picture_for(before, torch.float16, last=dynamic)
+    request = request_for(before, torch.float16, dynamic=dynamic)
+    floats, _, _ = prepared(replace(request, bits=LayerBits(weight=8, activation=16), dynamic=False), x, None, before)
+    if request.op == "conv2d":
+        floats = floats[:, 1:-1, 2:-2]
+    activation = None if dynamic else params(0.02, -3, 8)
+    found = prepared(request, x, activation, before)
+    wanted = prepared(request, floats.permute(0, 3, 1, 2), activation)
+    assert all(torch.equal(one, other) for one, other in zip(found, wanted, strict=True))
+
+
+@works
+def test_rounding_to_bfloat16_is_torchs() -> None:
+    # Numbers of all magnitudes, infinity and NaN; times 101, halves between two among them. Its gelu is itself.
+    x = torch.arange(-(2**15), 2**15, 37).to(torch.int16).view(torch.bfloat16).to(DEVICE)
+    # Triton's interpreter misreads the least.
+    x = x[~(x.abs() < torch.finfo(torch.bfloat16).tiny)]
+    gates = torch.full_like(x, 101.0)
+    request = replace(CONV, op="linear", weight_shape=(1, len(x)), bits=LayerBits(weight=8, activation=16))
+    request = replace(request, dtype=torch.bfloat16, output_dtype=torch.bfloat16)
+    found, _, _ = prepared(request, torch.cat([x, gates]).view(1, -1, 1, 1), None, GEGLU)
+    assert torch.equal(found.flatten().isnan(), x.isnan())
+    assert torch.equal(found.flatten().nan_to_num(), (x * gates).nan_to_num())
+
+
 @pytest.mark.parametrize("ones", [("x_channel",), ("x_pixel",)], ids=["channels last", "channels first"])
 @pytest.mark.parametrize(("of_pictures", "dynamic"), [(False, False), (False, True), (True, True)])
 def test_it_divides_truly_on_a_gpu(compiled, ones: tuple[str, ...], of_pictures: bool, dynamic: bool) -> None:
+    ptx = ptx_of(compiled, 80, of_pictures=of_pictures, dynamic=dynamic, before="", silu=False, ones=ones)
+    assert "div.rn.f32" in ptx
+    assert "div.approx" not in ptx
+    assert ".ftz" not in ptx
+    assert "fma.rn.f32" not in ptx.split("div.rn.f32", 1)[1]
+
+
+@pytest.mark.parametrize("before", ["affine", "layer_norm", "geglu"])
+def test_with_a_norm_or_a_gate_before_it_compiles(compiled, before: str) -> None:
+    silu = before == "affine"
+    ptx = ptx_of(compiled, 90, of_pictures=silu, dynamic=False, before=before, silu=silu, ones=("x_channel",))
+    assert "div.approx" not in ptx
+    assert ("sqrt.rn.f32" in ptx) == (before == "layer_norm")
+
+
+def ptx_of(compiled, capability: int, *, of_pictures: bool, ones: tuple[str, ...], **choices: object) -> str:
     constants = {
         "low": -128,
         "high": 127,
         "of_codes": True,
         "of_pictures": of_pictures,
-        "dynamic": dynamic,
+        **choices,
         "block_rows": 4,
         "block_channels": 256,
         "block_chunks": 64,
     }
     pointers = {"x": "*fp16", "prepared": "*i8", "scale": "*fp32", "zero": "*i32"}
-    pointers |= {"row_scale": "*fp32", "row_zero": "*i32", "ranges": "*fp32"}
-    ptx = compiled(activations.prepare, 80, constants, pointers, ones=ones).asm["ptx"]
-    assert "div.rn.f32" in ptx
-    assert "div.approx" not in ptx
-    assert ".ftz" not in ptx
-    assert "fma.rn.f32" not in ptx.split("div.rn.f32", 1)[1]
+    pointers |= {"row_scale": "*fp32", "row_zero": "*i32", "ranges": "*fp32", "epsilon": "fp32"}
+    pointers |= dict.fromkeys(("weight", "bias"), "*fp32" if choices["before"] == "affine" else "*fp16")
+    ptx: str = compiled(activations.prepare, capability, constants, pointers, ones=ones).asm["ptx"]
+    return ptx

@@ -9,6 +9,7 @@ from torch import Tensor
 from mixdq.quant.weights import quantize_weight
 from mixdq.runtime.backends.cuda import CudaBackend
 from mixdq.runtime.backends.reference import ReferenceBackend
+from mixdq.runtime.before import NOTHING
 from mixdq.runtime.kernel import KernelRequest
 from mixdq.runtime.kernels.gpu import available
 from mixdq.runtime.kernels.gpu import tuning as tuning_module
@@ -147,6 +148,27 @@ def test_what_is_added_is_added_at_the_end(op: str) -> None:
     y = kernel(x)
     added = torch.randn_like(y)
     assert torch.equal(kernel.layer.linear(x, added) if op == "linear" else kernel.layer.conv2d(x, added), added + y)
+
+
+@pytest.mark.parametrize("split", [1, 3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("op", ["linear", "conv2d"])
+def test_a_residual_of_any_strides_is_what_torch_adds(op: str, dtype: torch.dtype, split: int) -> None:
+    """The product is rounded before, and the sum after, as in two passes."""
+    request = replace(REQUEST if op == "linear" else CONV, dtype=dtype, output_dtype=dtype)
+    request = replace(request, weight_shape=(20, 128) if op == "linear" else (20, 6, 3, 3))
+    x = (normal(2, 5, 128) if op == "linear" else normal(2, 6, 4, 3)).to(dtype)
+    kernel = bound(request, CUDA)
+    kernel.layer.forced = replace(SMALL, split=split)
+    y = kernel(x)
+    added = torch.randn(y.shape, device=DEVICE).to(dtype)
+    others = [added, torch.randn(2, 5, 40, device=DEVICE).to(dtype)[..., ::2], torch.randn(20, 5, 2).to(added).permute(2, 1, 0)]
+    if op == "conv2d":
+        order = torch.channels_last
+        others = [added, added.contiguous(memory_format=order), added[:, :, :1, :1], added[:1], added[:, :, :, ::2]]
+        others[-1] = torch.cat([added, added], dim=3).contiguous(memory_format=order)[:, :, :, 1:4]
+    for each in others:
+        assert torch.equal(kernel.folded(x, NOTHING, each), y + each)
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ POINTERS = {
     "y": "*fp16",
 }
 ENDS = {"of_codes": True, "has_bias": True, "has_added": False, "added": None}
+ADDED = {**POINTERS, "added": "*fp16"}
 
 
 def product_of(compiled, capability: int, num_bits: int, *, is_window: bool):
@@ -87,4 +88,4 @@ def test_it_runs_on_the_integer_matrix_units_from_aligned_loads_without_spilling
 def test_the_sum_of_parts_compiles(compiled, ones: tuple[str, ...]) -> None:
     constants = {**ENDS, "split": 2, "block_rows": 32, "block_columns": 64, "has_added": True}
     del constants["added"]
-    assert "ld.global" in compiled(finish, 80, constants, POINTERS, ones=ones).asm["ptx"]
+    assert "ld.global" in compiled(finish, 80, constants, ADDED, ones=ones).asm["ptx"]

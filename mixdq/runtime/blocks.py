@@ -1,0 +1,239 @@
+"""A UNet's blocks on a GPU: norms, gates and residuals go into the passes of the quantized layers after and before.
+
+diffusers' blocks, known by name, become of a class made of ours and their own. For whatever ours does not know (hooks
+inside, masks, other processors, gradients, training, other devices) it leaves a call to their own. Layers that are not
+quantized, or wrapped in adapters, are called as ever, each for itself. No weight and no name is touched.
+"""
+
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from mixdq.runtime.before import GEGLU, NOTHING, SILU, Before, group_norm, layer_norm
+from mixdq.runtime.between import GATE, OUTPUT, PROCESSOR, ChannelsLastOutput, CpuAttention, CpuGeglu, is_plain
+from mixdq.runtime.folding import fold
+from mixdq.runtime.kernels.gpu import available
+from mixdq.runtime.layer import QuantizedLayer
+
+DEVICE = available.device_type()
+
+
+class Folding:
+    """What the classes of blocks have in common."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _empty, type(self).__bases__, vars(self)
+
+
+class FoldedResnet(Folding):
+    """`ResnetBlock2D`: both of its norms with SiLU, the time embedding's shift and the residual are folded."""
+
+    def forward(self: Any, input_tensor: Tensor, temb: Tensor | None, *args: Any, **kwargs: Any) -> Tensor:
+        """Return the block's output [batch, out, height, width]."""
+        if args or kwargs or not _is_plain_resnet(self, temb) or not _is_ours(input_tensor):
+            return _otherwise(FoldedResnet, self).forward(input_tensor, temb, *args, **kwargs)
+        shift = None
+        if temb is not None:
+            shift = _run(self.time_emb_proj, temb, -1, NOTHING if self.skip_time_act else SILU)[:, :, None, None]
+        y = _run(self.conv1, input_tensor, -3, group_norm(self.norm1, silu=True), shift)
+        residual = input_tensor if self.conv_shortcut is None else self.conv_shortcut(input_tensor)
+        return _run(self.conv2, y, -3, group_norm(self.norm2, silu=True), residual)
+
+
+class FoldedTransformerBlock(Folding):
+    """`BasicTransformerBlock`: its norms, its gate and its residuals are folded."""
+
+    def forward(
+        self: Any,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        encoder_hidden_states: Tensor | None = None,
+        encoder_attention_mask: Tensor | None = None,
+        timestep: Tensor | None = None,
+        cross_attention_kwargs: dict[str, Any] | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Tensor:
+        """Return the block's output [batch, tokens, width]."""
+        if cross_attention_kwargs or args or not _is_plain_block(self) or not _is_ours(hidden_states):
+            return _otherwise(FoldedTransformerBlock, self).forward(
+                *(hidden_states, attention_mask, encoder_hidden_states, encoder_attention_mask, timestep),
+                *(cross_attention_kwargs, *args),
+                **kwargs,
+            )
+        y = _attended(self.attn1, self.norm1, hidden_states, None, attention_mask)
+        if self.attn2 is not None:
+            y = _attended(self.attn2, self.norm2, y, encoder_hidden_states, encoder_attention_mask)
+        return _fed_forward(self.ff, self.norm3, y)
+
+
+class FoldedTransformer(Folding):
+    """`Transformer2DModel`: the norm before its first projection is folded."""
+
+    def _operate_on_continuous_inputs(self: Any, hidden_states: Tensor) -> tuple[Tensor, int]:
+        if type(self.norm) is not nn.GroupNorm or not _are_bare(self.norm) or not _is_ours(hidden_states):
+            return _otherwise(FoldedTransformer, self)._operate_on_continuous_inputs(hidden_states)
+        before = group_norm(self.norm, silu=False)
+        if self.use_linear_projection:
+            tokens = hidden_states.permute(0, 2, 3, 1).flatten(1, 2)
+            return _run(self.proj_in, tokens, -1, before), hidden_states.shape[1]
+        y = _run(self.proj_in, hidden_states, -3, before)
+        return y.permute(0, 2, 3, 1).flatten(1, 2), y.shape[1]
+
+
+class FoldedOutput(ChannelsLastOutput):
+    """The last step of a transformer: its residual is folded."""
+
+    def __call__(
+        self, hidden_states: Tensor, residual: Tensor, batch_size: int, height: int, width: int, inner_dim: int
+    ) -> Tensor:
+        """Return [batch, inner, height, width] of tokens [batch, height * width, inner], projected, plus `residual`."""
+        if not _is_ours(hidden_states):
+            return super().__call__(hidden_states, residual, batch_size, height, width, inner_dim)
+        last = self.transformer.proj_out
+        if self.transformer.use_linear_projection:
+            y = _run(last, hidden_states, -1, NOTHING, residual.permute(0, 2, 3, 1).flatten(1, 2))
+            return y.unflatten(1, (height, width)).permute(0, 3, 1, 2)
+        picture = hidden_states.unflatten(1, (height, width)).permute(0, 3, 1, 2)
+        return _run(last, picture, -3, NOTHING, residual)
+
+
+FOLDED: dict[str, type[Folding]] = {
+    "ResnetBlock2D": FoldedResnet,
+    "BasicTransformerBlock": FoldedTransformerBlock,
+    "Transformer2DModel": FoldedTransformer,
+}
+
+
+def fold_blocks(denoiser: nn.Module) -> int:
+    """Have blocks fold what stands around their layers, and return how many such blocks there are.
+
+    None where the kernels cannot be had; `mixdq doctor` says why.
+    """
+    if available.trouble() is not None:
+        return 0
+    blocks = [module for module in denoiser.modules() if _class_for(module) is not None]
+    for module in blocks:
+        module.__class__ = _kind(_class_for(module), type(module))
+        if isinstance(module, FoldedTransformer) and hasattr(module, OUTPUT):
+            setattr(module, OUTPUT, FoldedOutput(module))
+    return len(blocks)
+
+
+def unfold_blocks(denoiser: nn.Module) -> int:
+    """Undo `fold_blocks`, and return how many blocks were changed."""
+    blocks = [module for module in denoiser.modules() if isinstance(module, Folding)]
+    for module in blocks:
+        module.__class__ = type(module).__bases__[1]
+        if isinstance(vars(module).get(OUTPUT), FoldedOutput):
+            delattr(module, OUTPUT)
+    return len(blocks)
+
+
+def _class_for(module: nn.Module) -> type[Folding] | None:
+    return None if isinstance(module, Folding) else FOLDED.get(type(module).__name__)
+
+
+@cache
+def _kind(ours: type, replaced: type) -> type:
+    return type(replaced.__name__, (ours, replaced), {})
+
+
+def _empty(*bases: type) -> Any:
+    kind: Any = _kind(*bases)
+    return kind.__new__(kind)
+
+
+def _otherwise(ours: type, module: Any) -> Any:
+    return super(ours, module)
+
+
+def _run(layer: nn.Module, x: Tensor, axis: int, before: Before, added: Tensor | None = None) -> Tensor:
+    """Return `layer(before(x)) + added`, folded where the layer is quantized and nothing watches it."""
+    if isinstance(layer, QuantizedLayer) and _are_bare(layer):
+        return fold(layer, x, before, added)
+    y: Tensor = layer(before(x, axis))
+    return y if added is None else y + added
+
+
+def _attended(attn: Any, norm: Any, x: Tensor, text: Tensor | None, mask: Tensor | None) -> Tensor:
+    if mask is not None or not _is_plain_attention(attn):
+        y: Tensor = attn(norm(x), encoder_hidden_states=text, attention_mask=mask) + x
+        return y
+    before = layer_norm(norm)
+    query = _run(attn.to_q, x, -1, before)
+    if text is None:
+        key, value = _run(attn.to_k, x, -1, before), _run(attn.to_v, x, -1, before)
+    else:
+        key, value = attn.to_k(text), attn.to_v(text)
+    heads = (each.unflatten(2, (attn.heads, -1)).transpose(1, 2) for each in (query, key, value))
+    y = functional.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2)
+    return _run(attn.to_out[0], y, -1, NOTHING, x)
+
+
+def _fed_forward(ff: Any, norm: Any, x: Tensor) -> Tensor:
+    if not _is_plain_feed_forward(ff):
+        y: Tensor = ff(norm(x)) + x
+        return y
+    return _run(ff.net[2], _run(ff.net[0].proj, x, -1, layer_norm(norm)), -1, GEGLU, x)
+
+
+def _is_ours(x: Tensor) -> bool:
+    return x.device.type == DEVICE and not torch.is_grad_enabled()
+
+
+def _are_bare(*modules: nn.Module) -> bool:
+    """Return whether nothing watches the calls of modules, or stands in their place."""
+    return not any(each._forward_hooks or each._forward_pre_hooks or "forward" in vars(each) for each in modules)
+
+
+def _is_plain_resnet(block: Any, temb: Tensor | None) -> bool:
+    norms = block.norm1, block.norm2
+    return (
+        block.time_embedding_norm == "default"
+        and block.upsample is None
+        and block.downsample is None
+        and block.output_scale_factor == 1.0
+        and (block.time_emb_proj is None) == (temb is None)
+        and type(block.nonlinearity) is nn.SiLU
+        and all(type(norm) is nn.GroupNorm and norm.affine for norm in norms)
+        and not block.dropout.training
+        and _are_bare(*norms, block.nonlinearity, block.dropout)
+    )
+
+
+def _is_plain_block(block: Any) -> bool:
+    norms = [block.norm1, block.norm3, *([] if block.attn2 is None else [block.norm2])]
+    return (
+        block.norm_type == "layer_norm"
+        and block.pos_embed is None
+        and not block.only_cross_attention
+        and block._chunk_size is None
+        and all(type(norm) is nn.LayerNorm and norm.bias is not None for norm in norms)
+        and _are_bare(*norms)
+    )
+
+
+def _is_plain_attention(attn: Any) -> bool:
+    return (
+        (type(attn.processor).__name__ == PROCESSOR or isinstance(attn.processor, CpuAttention))
+        and is_plain(attn)
+        and not attn.residual_connection
+        and attn.rescale_output_factor == 1.0
+        and not attn.to_out[1].training
+        and _are_bare(attn, attn.to_out[1])
+    )
+
+
+def _is_plain_feed_forward(ff: Any) -> bool:
+    gate, dropout, *_ = ff.net
+    return (
+        type(ff).__name__ == "FeedForward"
+        and len(ff.net) == 3
+        and type(gate).__name__ in (GATE, CpuGeglu.__name__)
+        and not dropout.training
+        and _are_bare(ff, gate, dropout)
+    )
