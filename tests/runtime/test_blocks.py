@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
@@ -16,64 +17,69 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import mixdq
-from mixdq.conversion.convert import convert
 from mixdq.integrations.diffusers import MixDQConfig
 from mixdq.metrics.sqnr import sqnr
 from mixdq.runtime.blocks import FoldedOutput, Folding, fold_blocks, unfold_blocks
 from mixdq.runtime.kernels.gpu import available
+from mixdq.runtime.layer import QuantizedLayer
 from mixdq.testing import tiny_sdxl_pipeline
-from mixdq.types.plan import BitPlan, LayerBits
 
 pytestmark = pytest.mark.skipif(available.trouble() is not None, reason=str(available.trouble()))
 
 DEVICE = available.device_type()
 NEARLY = 40.0
 """dB, where a code here and there falls otherwise, for a norm's last bit."""
+FOLDED = 3
+"""Blocks of the model below that fold."""
+
+Inputs = tuple[Tensor, Tensor, Tensor]
+
+
+class Model(nn.Module):
+    """A resnet and a transformer of one block, as they stand in a UNet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.resnet = ResnetBlock2D(in_channels=4, out_channels=8, temb_channels=6, groups=2)
+        self.transformer = Transformer2DModel(
+            2, 4, 8, norm_num_groups=2, cross_attention_dim=6, use_linear_projection=True
+        )
+
+    def forward(self, x: Tensor, time: Tensor, text: Tensor, mask: Tensor | None = None, **more: Any) -> Tensor:
+        x = self.resnet(x, time)
+        y: Tensor = self.transformer(x, text, encoder_attention_mask=mask, return_dict=False, **more)[0]
+        return y
 
 
 @pytest.fixture(scope="module")
-def pipe() -> Any:
-    return tiny_sdxl_pipeline().to(DEVICE)
-
-
-@pytest.fixture(scope="module")
-def converted(pipe: Any) -> Any:
-    """A denoiser on the GPU's kernels, folded, as conversion leaves it."""
-    table, record = mixdq.inspect(pipe), mixdq.calibrate(pipe, ["a red apple"])
-    unet = copy.deepcopy(pipe.unet)
-    plan = BitPlan(name="8", layers={spec.name: LayerBits.parse("W8A8") for spec in table})
-    convert(unet, plan, table, record, backend="cuda")
-    return unet
-
-
-@pytest.fixture(scope="module")
-def inputs(pipe: Any) -> dict[str, Any]:
-    text, _, pooled, _ = pipe.encode_prompt("a boat", device=DEVICE, do_classifier_free_guidance=False)
-    return {
-        "sample": torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0)).to(DEVICE),
-        "timestep": torch.tensor(999, device=DEVICE),
-        "encoder_hidden_states": text,
-        "added_cond_kwargs": {"text_embeds": pooled, "time_ids": torch.full((1, 6), 16.0, device=DEVICE)},
-    }
+def inputs() -> Inputs:
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((2, 4, 5, 4), (2, 6), (2, 3, 6))
+    x, time, text = (torch.randn(shape, generator=generator).to(DEVICE) for shape in shapes)
+    return x.contiguous(memory_format=torch.channels_last), time, text
 
 
 @pytest.fixture
-def denoiser(converted: Any) -> Any:
-    return copy.deepcopy(converted)
+def plain(quantized: Callable[..., QuantizedLayer]) -> Model:
+    """A model whose layers are on the GPU's kernels, not folded."""
+    model = Model().eval()
+    for name, module in list(model.named_modules()):
+        if type(module) in (nn.Linear, nn.Conv2d):
+            model.set_submodule(name, quantized(module, "W8A8", backend="cuda"))
+    return model.to(DEVICE)
 
 
-@pytest.fixture(scope="module")
-def wanted(converted: Any, inputs: dict[str, Any]) -> Tensor:
-    """What the denoiser gives where nothing is folded."""
-    plain = copy.deepcopy(converted)
-    assert unfold_blocks(plain) > 0
-    return drawn(plain, inputs)
+@pytest.fixture
+def model(plain: Model) -> Model:
+    """The same, folded."""
+    twin = copy.deepcopy(plain)
+    assert fold_blocks(twin) == FOLDED
+    return twin
 
 
 @torch.no_grad()
-def drawn(denoiser: Any, inputs: dict[str, Any], **more: Any) -> Tensor:
-    y: Tensor = denoiser(**inputs, **more).sample
+def drawn(model: nn.Module, inputs: Inputs, **more: Any) -> Tensor:
+    y: Tensor = model(*inputs, **more)
     return y
 
 
@@ -89,110 +95,127 @@ class Operators(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_a_converted_denoiser_is_folded_and_draws_the_same(converted, inputs, wanted) -> None:
-    with Operators() as operators:
-        found = drawn(converted, inputs)
-    assert sqnr(wanted, found) > NEARLY
-    left = ("native_group_norm", "native_layer_norm", "gelu", "silu")
-    # The denoiser's own: its last norm and SiLU, and those of the time's and the text's embeddings.
-    assert [operators.calls[name] for name in left] == [1, 0, 0, 3]
+def test_folded_it_draws_the_same_and_no_norm_gate_or_sum_is_a_pass_of_its_own(plain, model, inputs) -> None:
+    counts = []
+    for each in (plain, model):
+        with Operators() as operators:
+            drawn(each, inputs)
+        own = ("native_group_norm", "native_layer_norm", "silu", "gelu", "add")
+        counts.append([operators.calls[name] for name in own])
+    assert counts == [[3, 3, 3, 1, 6], [0, 0, 0, 0, 0]]
+    assert sqnr(drawn(plain, inputs), drawn(model, inputs)) > NEARLY
+    assert drawn(model, inputs).is_contiguous(memory_format=torch.channels_last)
 
 
-def test_undone_it_is_as_it_was_and_done_twice_is_done_once(pipe, denoiser, inputs, wanted) -> None:
-    classes = {type(module).__name__ for module in denoiser.modules()}
-    names = list(denoiser.state_dict())
-    assert fold_blocks(denoiser) == 0
-    folded = unfold_blocks(denoiser)
-    assert torch.equal(drawn(denoiser, inputs), wanted)
-    assert not any(isinstance(module, Folding) for module in denoiser.modules())
-    assert not any(isinstance(each, FoldedOutput) for module in denoiser.modules() for each in vars(module).values())
-    assert fold_blocks(denoiser) == folded
-    assert {type(module).__name__ for module in denoiser.modules()} == classes
-    assert list(denoiser.state_dict()) == names
+def test_undone_it_is_as_it_was_and_done_twice_is_done_once(plain, model, inputs) -> None:
+    assert fold_blocks(model) == 0
+    assert [type(each).__name__ for each in model.modules()] == [type(each).__name__ for each in plain.modules()]
+    assert list(model.state_dict()) == list(plain.state_dict())
+    assert unfold_blocks(model) == FOLDED
+    assert [type(each) for each in model.modules()] == [type(each) for each in plain.modules()]
+    assert not any(isinstance(each, FoldedOutput) for module in model.modules() for each in vars(module).values())
+    assert torch.equal(drawn(model, inputs), drawn(plain, inputs))
 
 
-def test_copied_and_pickled_it_stays_folded(denoiser, inputs) -> None:
-    expected = drawn(denoiser, inputs)
-    twin = pickle.loads(pickle.dumps(copy.deepcopy(denoiser)))
-    kinds = [[type(module) for module in each.modules()] for each in (denoiser, twin)]
-    assert kinds[0] == kinds[1]
+def test_copied_and_pickled_it_stays_folded(model, inputs) -> None:
+    expected = drawn(model, inputs)
+    twin = pickle.loads(pickle.dumps(copy.deepcopy(model)))
+    assert [type(each) for each in model.modules()] == [type(each) for each in twin.modules()]
     assert torch.equal(drawn(twin, inputs), expected)
 
 
-def test_saved_it_opens_folded_and_dequantized_nothing_is(pipe, inputs, tmp_path: Path) -> None:
-    pipe.unet.save_pretrained(tmp_path / "float")
+def test_a_saved_denoiser_opens_folded_and_dequantized_nothing_is(tmp_path: Path) -> None:
+    tiny_sdxl_pipeline().unet.save_pretrained(tmp_path / "float")
     recipe = MixDQConfig(weight_bits=8, backend="cuda")
-    unet = type(pipe.unet).from_pretrained(tmp_path / "float", quantization_config=recipe).to(DEVICE)
+    unet = UNet2DConditionModel.from_pretrained(tmp_path / "float", quantization_config=recipe)
     unet.save_pretrained(tmp_path / "saved")
-    again = type(pipe.unet).from_pretrained(tmp_path / "saved", quantization_config=MixDQConfig(backend="cuda"))
-    again = again.to(DEVICE)
-    assert sum(isinstance(module, Folding) for module in again.modules()) > 0
-    assert torch.equal(drawn(again, inputs), drawn(unet, inputs))
+    given = MixDQConfig(backend="cuda")
+    again = UNet2DConditionModel.from_pretrained(tmp_path / "saved", quantization_config=given)
+    blocks = [sum(isinstance(module, Folding) for module in each.modules()) for each in (unet, again)]
+    assert blocks[0] == blocks[1] > 10
     assert not any(isinstance(module, Folding) for module in again.dequantize().modules())
 
 
-@pytest.mark.parametrize("whole", [True, False])
-def test_compiled_there_is_no_graph_break(denoiser, inputs, wanted, whole: bool) -> None:
+def test_compiled_there_is_no_graph_break(model, inputs) -> None:
     torch._dynamo.reset()
-    if whole:
-        denoiser.compile(backend="aot_eager", fullgraph=True)
-    else:
-        denoiser.compile_repeated_blocks(backend="aot_eager", fullgraph=True)
-    assert sqnr(wanted, drawn(denoiser, inputs)) > NEARLY
+    compiled = torch.compile(copy.deepcopy(model), backend="aot_eager", fullgraph=True)
+    assert torch.equal(drawn(compiled, inputs), drawn(model, inputs))
     torch._dynamo.reset()
 
 
-def test_whoever_watches_a_module_inside_sees_it_called(denoiser, inputs, wanted) -> None:
-    seen: dict[str, Tensor] = {}
-    block = "mid_block.attentions.0.transformer_blocks.0"
-    names = ["mid_block.resnets.0.norm1", "mid_block.resnets.1.conv1", "mid_block.attentions.0.norm"]
-    names += [f"{block}.{name}" for name in ("norm2", "attn1.to_out.0", "attn2", "ff.net.0", "ff.net.2")]
-    names += ["down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"]
-    for name in names:
-        denoiser.get_submodule(name).register_forward_hook(
-            lambda module, args, output, name=name: seen.update({name: args[0]})
-        )
-    before: dict[str, Tensor] = {}
-    resnet = denoiser.get_submodule("mid_block.resnets.1")
-    resnet.register_forward_pre_hook(lambda module, args: before.update(x=args[0]))
-    assert sqnr(wanted, drawn(denoiser, inputs)) > NEARLY
-    assert set(seen) == set(names)
-    expected = functional.silu(resnet.norm1(before["x"]))
-    torch.testing.assert_close(seen["mid_block.resnets.1.conv1"], expected)
+BLOCK = "transformer.transformer_blocks.0"
+WATCHED = ("norm1", "norm3", "attn1.to_q", "attn1.to_out.0", "attn2", "ff.net.0", "ff.net.2")
 
 
-def test_masks_and_arguments_of_attention_go_to_diffusers_own(denoiser, inputs) -> None:
-    plain = copy.deepcopy(denoiser)
-    unfold_blocks(plain)
-    tokens = inputs["encoder_hidden_states"].shape[1]
-    mask = (torch.arange(tokens, device=DEVICE) < 5)[None]
-    found, expected = (drawn(each, inputs, encoder_attention_mask=mask) for each in (denoiser, plain))
+@pytest.mark.parametrize(
+    "names",
+    [("resnet.norm1",), ("resnet.conv2",), ("transformer.norm",), tuple(f"{BLOCK}.{name}" for name in WATCHED)],
+    ids=["a resnet's norm", "its convolution", "a transformer's norm", "parts of a block"],
+)
+def test_whoever_watches_a_module_inside_sees_what_it_is_given(plain, model, inputs, names) -> None:
+    seen: list[dict[str, Tensor]] = [{}, {}]
+    for each, kept in zip((plain, model), seen, strict=True):
+        for name in names:
+            each.get_submodule(name).register_forward_hook(
+                lambda _, args, output, name=name, kept=kept: kept.update({name: args[0]})
+            )
+    assert sqnr(drawn(plain, inputs), drawn(model, inputs)) > NEARLY
+    assert set(seen[1]) == set(names)
+    assert all(sqnr(seen[0][name], seen[1][name]) > NEARLY for name in names)
+
+
+def test_what_stands_in_a_layers_place_is_called(plain, model, inputs) -> None:
+    """As accelerate's hooks do, which bring the weights of offloaded layers."""
+    for each in (plain, model):
+        for name in ("resnet.conv1", f"{BLOCK}.attn1"):
+            module = each.get_submodule(name)
+            module.forward = lambda *args, forward=module.forward, **kwargs: 2.0 * forward(*args, **kwargs)
+    assert sqnr(drawn(plain, inputs), drawn(model, inputs)) > NEARLY
+
+
+def test_masks_and_arguments_of_attention_go_to_diffusers_own(plain, model, inputs) -> None:
+    mask = torch.tensor([[True, False, True]] * 2, device=DEVICE)
+    found, expected = (drawn(each, inputs, mask=mask) for each in (model, plain))
     assert sqnr(expected, found) > NEARLY
     assert sqnr(expected, drawn(plain, inputs)) < NEARLY
     given = {"cross_attention_kwargs": {"temb": None}}
-    assert sqnr(drawn(plain, inputs, **given), drawn(denoiser, inputs, **given)) > NEARLY
+    assert sqnr(drawn(plain, inputs, **given), drawn(model, inputs, **given)) > NEARLY
 
 
-def test_gradients_flow_where_they_are_asked_for(denoiser, inputs) -> None:
-    sample = inputs["sample"].clone().requires_grad_()
-    denoiser(**{**inputs, "sample": sample}).sample.sum().backward()
-    assert sample.grad is not None
-    assert bool((sample.grad != 0.0).any())
+def test_another_processor_is_asked(plain, model, inputs) -> None:
+    for each in (plain, model):
+        attn = each.get_submodule(f"{BLOCK}.attn2")
+        attn.set_processor(Doubled())
+    assert sqnr(drawn(plain, inputs), drawn(model, inputs)) > NEARLY
 
 
-def test_an_adapter_is_heard_and_leaves_nothing(denoiser, inputs) -> None:
+class Doubled:
+    """A processor of somebody else's."""
+
+    def __call__(self, attn: Any, hidden_states: Tensor, **_: Any) -> Tensor:
+        return 2.0 * hidden_states
+
+
+def test_gradients_flow_where_they_are_asked_for(model, inputs) -> None:
+    x = inputs[0].clone().requires_grad_()
+    model(x, *inputs[1:]).sum().backward()
+    assert x.grad is not None
+    assert bool((x.grad != 0.0).any())
+
+
+def test_an_adapter_is_heard_and_leaves_nothing(plain, model, inputs) -> None:
     peft = pytest.importorskip("peft", reason="LoRA needs peft: pip install peft")
-    expected = drawn(denoiser, inputs)
-    targets = ["to_q", "conv1", "net.2", "proj_in", "time_emb_proj"]
-    denoiser.add_adapter(peft.LoraConfig(r=2, target_modules=targets, init_lora_weights=False))
-    plain = copy.deepcopy(denoiser)
-    unfold_blocks(plain)
-    heard = drawn(denoiser, inputs)
+    before = drawn(model, inputs)
+    targets = ["to_q", "net.2", "proj_in", "time_emb_proj"]
+    config = peft.LoraConfig(r=2, target_modules=targets, init_lora_weights=False)
+    peft.inject_adapter_in_model(config, plain)
+    tuner = peft.tuners.lora.LoraModel(model, config, "default")
+    peft.set_peft_model_state_dict(model, peft.get_peft_model_state_dict(plain))
+    heard = drawn(model, inputs)
     assert sqnr(drawn(plain, inputs), heard) > NEARLY
-    assert sqnr(expected, heard) < NEARLY
-    denoiser.delete_adapters("default")
-    denoiser.unload_lora() if hasattr(denoiser, "unload_lora") else None
-    assert torch.equal(drawn(denoiser, inputs), expected)
+    assert sqnr(before, heard) < NEARLY
+    tuner.unload()
+    assert torch.equal(drawn(model, inputs), before)
 
 
 RESNETS: dict[str, dict[str, Any]] = {

@@ -67,7 +67,7 @@ class GpuLayer:
         batch, _, height, width = x.shape
         y = self._empty(x, batch, *self._size(height, width), dtype=dtype)
         if y.numel():
-            self._run(x, y, None if added is None else added.permute(0, 2, 3, 1), before)
+            self._run(x, y, None if added is None else added.expand(y.movedim(-1, 1).shape).movedim(1, -1), before)
         return y.to(dtype).permute(0, 3, 1, 2)
 
     def linear_beside_bos(self, x: Tensor, bos_input: Tensor, bos_output: Tensor) -> Tensor:
