@@ -1,9 +1,9 @@
 """Every distinct layer of SDXL's and Stable Diffusion 1.5's UNets on a GPU against the reference backend: equal or not.
 
 Layers of integers must give the reference's output bit for bit, static and dynamic, float16 and bfloat16; weight-only
-ones lie within the roundings of a float32 sum, those of E4M3 floats within their backend's tolerance. With a norm or a gate before them and a residual after, folded, they
-give what torch makes of the three one after another, but for a code here and there. Ends with code 1 where any does
-not.
+ones lie within the roundings of a float32 sum, those of E4M3 floats within their backend's tolerance. With a norm or a
+gate before them and a residual after, folded, they give what torch makes of the three in turn, but for a code here and
+there. Ends with code 1 where any does not.
 """
 
 import argparse

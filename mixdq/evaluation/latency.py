@@ -84,8 +84,8 @@ def _look(clock: Callable[[], float]) -> Look:
 
 
 def _seconds(before: Look, after: Look) -> float:
-    if isinstance(before, torch.cuda.Event):
+    if isinstance(before, torch.cuda.Event) and isinstance(after, torch.cuda.Event):
         return float(before.elapsed_time(after)) / 1000.0
+    assert isinstance(before, float)
     assert isinstance(after, float)
     return after - before
->>>>>>> 55a7cae (Norms, gates and residuals of a UNet's blocks are folded into the GPU's layers)

@@ -34,7 +34,8 @@ class FoldedResnet(Folding):
     def forward(self: Any, input_tensor: Tensor, temb: Tensor | None, *args: Any, **kwargs: Any) -> Tensor:
         """Return the block's output [batch, out, height, width]."""
         if args or kwargs or not _is_plain_resnet(self, temb) or not _is_ours(input_tensor):
-            return _otherwise(FoldedResnet, self).forward(input_tensor, temb, *args, **kwargs)
+            y: Tensor = _otherwise(FoldedResnet, self).forward(input_tensor, temb, *args, **kwargs)
+            return y
         shift = None
         if temb is not None:
             shift = _run(self.time_emb_proj, temb, -1, NOTHING if self.skip_time_act else SILU)[:, :, None, None]
@@ -59,11 +60,12 @@ class FoldedTransformerBlock(Folding):
     ) -> Tensor:
         """Return the block's output [batch, tokens, width]."""
         if cross_attention_kwargs or args or not _is_plain_block(self) or not _is_ours(hidden_states):
-            return _otherwise(FoldedTransformerBlock, self).forward(
+            y: Tensor = _otherwise(FoldedTransformerBlock, self).forward(
                 *(hidden_states, attention_mask, encoder_hidden_states, encoder_attention_mask, timestep),
                 *(cross_attention_kwargs, *args),
                 **kwargs,
             )
+            return y
         y = _attended(self.attn1, self.norm1, hidden_states, None, attention_mask)
         if self.attn2 is not None:
             y = _attended(self.attn2, self.norm2, y, encoder_hidden_states, encoder_attention_mask)
@@ -75,7 +77,8 @@ class FoldedTransformer(Folding):
 
     def _operate_on_continuous_inputs(self: Any, hidden_states: Tensor) -> tuple[Tensor, int]:
         if type(self.norm) is not nn.GroupNorm or not _are_bare(self.norm) or not _is_ours(hidden_states):
-            return _otherwise(FoldedTransformer, self)._operate_on_continuous_inputs(hidden_states)
+            found: tuple[Tensor, int] = _otherwise(FoldedTransformer, self)._operate_on_continuous_inputs(hidden_states)
+            return found
         before = group_norm(self.norm, silu=False)
         if self.use_linear_projection:
             tokens = hidden_states.permute(0, 2, 3, 1).flatten(1, 2)
@@ -96,8 +99,8 @@ class FoldedOutput(ChannelsLastOutput):
         last = self.transformer.proj_out
         if self.transformer.use_linear_projection:
             y = _run(last, hidden_states, -1, NOTHING, residual.permute(0, 2, 3, 1).flatten(1, 2))
-            return y.unflatten(1, (height, width)).permute(0, 3, 1, 2)
-        picture = hidden_states.unflatten(1, (height, width)).permute(0, 3, 1, 2)
+            return y.view(batch_size, height, width, -1).permute(0, 3, 1, 2)
+        picture = hidden_states.reshape(batch_size, height, width, inner_dim).permute(0, 3, 1, 2)
         return _run(last, picture, -3, NOTHING, residual)
 
 
@@ -115,12 +118,16 @@ def fold_blocks(denoiser: nn.Module) -> int:
     """
     if available.trouble() is not None:
         return 0
-    blocks = [module for module in denoiser.modules() if _class_for(module) is not None]
-    for module in blocks:
-        module.__class__ = _kind(_class_for(module), type(module))
-        if isinstance(module, FoldedTransformer) and hasattr(module, OUTPUT):
-            setattr(module, OUTPUT, FoldedOutput(module))
-    return len(blocks)
+    blocks = 0
+    for module in denoiser.modules():
+        replaced: Any = type(module)
+        ours: Any = None if isinstance(module, Folding) else FOLDED.get(replaced.__name__)
+        if ours is not None:
+            module.__class__ = _kind(ours, replaced)
+            if ours is FoldedTransformer and hasattr(module, OUTPUT):
+                setattr(module, OUTPUT, FoldedOutput(module))
+            blocks += 1
+    return blocks
 
 
 def unfold_blocks(denoiser: nn.Module) -> int:
@@ -133,17 +140,13 @@ def unfold_blocks(denoiser: nn.Module) -> int:
     return len(blocks)
 
 
-def _class_for(module: nn.Module) -> type[Folding] | None:
-    return None if isinstance(module, Folding) else FOLDED.get(type(module).__name__)
-
-
 @cache
-def _kind(ours: type, replaced: type) -> type:
+def _kind(ours: Any, replaced: Any) -> Any:
     return type(replaced.__name__, (ours, replaced), {})
 
 
 def _empty(*bases: type) -> Any:
-    kind: Any = _kind(*bases)
+    kind = _kind(*bases)
     return kind.__new__(kind)
 
 
@@ -169,8 +172,8 @@ def _attended(attn: Any, norm: Any, x: Tensor, text: Tensor | None, mask: Tensor
         key, value = _run(attn.to_k, x, -1, before), _run(attn.to_v, x, -1, before)
     else:
         key, value = attn.to_k(text), attn.to_v(text)
-    heads = (each.unflatten(2, (attn.heads, -1)).transpose(1, 2) for each in (query, key, value))
-    y = functional.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2)
+    query, key, value = (each.view(*each.shape[:2], attn.heads, -1).transpose(1, 2) for each in (query, key, value))
+    y = functional.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
     return _run(attn.to_out[0], y, -1, NOTHING, x)
 
 

@@ -14,8 +14,8 @@ Each step is computed in float32 and rounded to the input's dtype, as torch does
 
 Codes are bit for bit those of `mixdq.quant.affine.quantize`: true division, halves to even, in float32; scales found at
 run time are those of `mixdq.quant.qparams.row_qparams`, in float64. Borders and channels that are filled up are zero,
-whose code is the zero point, whatever stands before. Who holds NaN or infinity, a row or a picture, gets the scale NaN, which makes every
-output of it NaN: nothing waits for the device to say so.
+whose code is the zero point, whatever stands before. Who holds NaN or infinity, a row or a picture, gets the scale NaN,
+which makes every output of it NaN: nothing waits for the device to say so.
 """
 
 import triton

@@ -46,10 +46,9 @@ def prepare(x: Tensor, tensors: LayerTensors, window: Window | None, groups: int
     picture = shape[1] * shape[2]
     blocks = _blocks(picture, x, order.depth)
     row_scale, row_zero, ranges, chunks = none, none, none, 1
-    kind, weight, bias = before.kind, before.weight, before.bias
-    if before.kind == "group_norm":
-        assert weight is not None
-        assert bias is not None
+    kind: str = before.kind
+    weight, bias = before.weight, before.bias
+    if weight is not None and bias is not None and kind == "group_norm":
         kind, (weight, bias) = "affine", affine_of(x, before.groups, weight, bias, before.eps)
     if tensors.of_codes:
         rows = batch if of_pictures else batch * picture

@@ -210,10 +210,7 @@ class GpuLayer:
 def _rows_of(added: Tensor, y: Tensor) -> Tensor:
     """Return what is added to `y` [..., out] as [batches, rows, out] of any strides but the last; mostly no copy."""
     added = added.expand(y.shape)
-    if y.dim() == 4:
-        added = added.flatten(1, 2)
-    else:
-        added = added.reshape(1, -1, y.shape[-1])
+    added = added.flatten(1, 2) if y.dim() == 4 else added.reshape(1, -1, y.shape[-1])
     return added if added.stride(-1) == 1 else added.contiguous()
 
 

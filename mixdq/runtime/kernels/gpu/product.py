@@ -77,8 +77,8 @@ def product(
 
     What is multiplied has the type `operand`, the input's (Triton's interpreter takes bfloat16 for integers).
     Lengths are counted in elements. `line_rows` and `picture_rows` are the rows of `y` that belong to a line and to a
-    picture of it, `scale_rows` those that share a scale. `y_rows` rows of `y` lie `y_batch` before the next so many. `added_rows` rows of `added`,
-    `added_row` apart, lie `added_batch` before the next so many.
+    picture of it, `scale_rows` those that share a scale. `y_rows` rows of `y` lie `y_batch` before the next so many;
+    `added_rows` rows of `added`, `added_row` apart, lie `added_batch` before the next so many.
     """
     group = tl.program_id(1)
     row_tiles = tl.cdiv(rows, block_rows)

@@ -1,5 +1,6 @@
 """Codes of an activation against `mixdq.quant`, bit for bit; interpreted, or on a GPU."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -166,14 +167,13 @@ def norm(kind: Kind, dtype: torch.dtype, groups: int = 1, silu: bool = False) ->
     return Before(kind, weight, bias, groups, 1e-5, silu)
 
 
-def befores(dtype: torch.dtype) -> dict[str, Before]:
-    return {
-        "group norm": norm("group_norm", dtype, groups=3),
-        "group norm and SiLU": norm("group_norm", dtype, groups=2, silu=True),
-        "layer norm": norm("layer_norm", dtype),
-        "gate": GEGLU,
-        "SiLU": SILU,
-    }
+BEFORES: dict[str, Callable[[torch.dtype], Before]] = {
+    "group norm": lambda dtype: norm("group_norm", dtype, groups=3),
+    "group norm and SiLU": lambda dtype: norm("group_norm", dtype, groups=2, silu=True),
+    "layer norm": lambda dtype: norm("layer_norm", dtype),
+    "gate": lambda dtype: GEGLU,
+    "SiLU": lambda dtype: SILU,
+}
 
 
 def picture_for(before: Before, dtype: torch.dtype, last: bool) -> Tensor:
@@ -194,9 +194,9 @@ def request_for(before: Before, dtype: torch.dtype, **others: object) -> KernelR
 
 @works
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("what", list(befores(torch.float32)))
+@pytest.mark.parametrize("what", list(BEFORES))
 def test_what_stands_before_is_float32s_and_rounded_at_each_step(what: str, dtype: torch.dtype) -> None:
-    before = befores(dtype)[what]
+    before = BEFORES[what](dtype)
     x = picture_for(before, dtype, last=dtype == torch.bfloat16)
     request = request_for(before, dtype, bits=LayerBits(weight=8, activation=16))
     found, _, _ = prepared(request, x, None, before)
@@ -211,9 +211,9 @@ def test_what_stands_before_is_float32s_and_rounded_at_each_step(what: str, dtyp
 
 @works
 @pytest.mark.parametrize("dynamic", [False, True])
-@pytest.mark.parametrize("what", list(befores(torch.float32)))
+@pytest.mark.parametrize("what", list(BEFORES))
 def test_codes_are_those_of_a_pass_after_it(what: str, dynamic: bool) -> None:
-    before = befores(torch.float16)[what]
+    before = BEFORES[what](torch.float16)
     x = picture_for(before, torch.float16, last=dynamic)
     request = request_for(before, torch.float16, dynamic=dynamic)
     floats, _, _ = prepared(replace(request, bits=LayerBits(weight=8, activation=16), dynamic=False), x, None, before)

@@ -67,7 +67,8 @@ def test_moments_compile(compiled, whole: bool) -> None:
     pointers = {"x": "*fp16", "own_weight": "*fp16", "own_bias": "*fp16", "epsilon": "fp32"}
     pointers |= dict.fromkeys(tensors, "*fp32")
     constants = {"whole": whole, "block_rows": 128, "block_channels": 32}
-    assert "sqrt.rn.f32" in compiled(norms.find_moments, 90, constants, pointers, ones=("x_channel",)).asm["ptx"] or not whole
+    last = compiled(norms.find_moments, 90, constants, pointers, ones=("x_channel",))
     if not whole:
         constants = {"block_chunks": norms.CHUNKS, "block_channels": 32}
-        assert "sqrt.rn.f32" in compiled(norms.join_moments, 90, constants, pointers, warps=1).asm["ptx"]
+        last = compiled(norms.join_moments, 90, constants, pointers, warps=1)
+    assert "sqrt.rn.f32" in last.asm["ptx"]
