@@ -28,7 +28,7 @@ CHUNKS = 64
 # No kernel of its own for every number of them.
 @triton.jit(
     do_not_specialize=[
-        *("height", "width", "line", "picture", "border_height", "border_width", "channels", "chunks", "epsilon"),
+        *("height", "width", "line", "picture", "border_height", "border_width", "chunks", "epsilon"),
     ],
 )
 def prepare(
@@ -154,7 +154,7 @@ def prepare(
             tl.store(row_zero + batch + nothing, own_zero)
 
 
-@triton.jit(do_not_specialize=["width", "picture", "channels", "chunk"])
+@triton.jit(do_not_specialize=["width", "picture", "chunk"])
 def find_ranges(
     x,
     ranges,

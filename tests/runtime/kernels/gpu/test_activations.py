@@ -247,6 +247,8 @@ def test_it_divides_truly_on_a_gpu(compiled, ones: tuple[str, ...], of_pictures:
     assert "div.approx" not in ptx
     assert ".ftz" not in ptx
     assert "fma.rn.f32" not in ptx.split("div.rn.f32", 1)[1]
+    # Of 16-bit channels that lie side by side 8 are read at once.
+    assert ("ld.global.b16" in ptx) == (ones != ("x_channel",))
 
 
 @pytest.mark.parametrize("before", ["affine", "layer_norm", "geglu"])
@@ -255,6 +257,8 @@ def test_with_a_norm_or_a_gate_before_it_compiles(compiled, before: str) -> None
     ptx = ptx_of(compiled, 90, of_pictures=silu, dynamic=False, before=before, silu=silu, ones=("x_channel",))
     assert "div.approx" not in ptx
     assert ("sqrt.rn.f32" in ptx) == (before == "layer_norm")
+    assert "ld.global.v4.b32" in ptx
+    assert "ld.global.b16" not in ptx
 
 
 def ptx_of(compiled, capability: int, *, of_pictures: bool, ones: tuple[str, ...], **choices: object) -> str:
