@@ -95,25 +95,24 @@ class Operators(TorchDispatchMode):
 
 
 def test_folded_it_draws_the_same_and_no_norm_gate_or_sum_is_a_pass_of_its_own(plain, model, inputs) -> None:
-    counts = []
+    counts, outputs = [], []
     for each in (plain, model):
         with Operators() as operators:
-            drawn(each, inputs)
+            outputs.append(drawn(each, inputs))
         own = ("native_group_norm", "native_layer_norm", "silu", "gelu", "add")
         counts.append([operators.calls[name] for name in own])
     assert counts == [[3, 3, 3, 1, 6], [0, 0, 0, 0, 0]]
-    assert sqnr(drawn(plain, inputs), drawn(model, inputs)) > NEARLY
-    assert drawn(model, inputs).is_contiguous(memory_format=torch.channels_last)
+    assert sqnr(*outputs) > NEARLY
+    assert outputs[1].is_contiguous(memory_format=torch.channels_last)
 
 
-def test_undone_it_is_as_it_was_and_done_twice_is_done_once(plain, model, inputs) -> None:
+def test_undone_it_is_as_it_was_and_done_twice_is_done_once(plain, model) -> None:
     assert fold_blocks(model) == 0
     assert [type(each).__name__ for each in model.modules()] == [type(each).__name__ for each in plain.modules()]
     assert list(model.state_dict()) == list(plain.state_dict())
     assert unfold_blocks(model) == FOLDED
     assert [type(each) for each in model.modules()] == [type(each) for each in plain.modules()]
     assert not any(isinstance(each, FoldedOutput) for module in model.modules() for each in vars(module).values())
-    assert torch.equal(drawn(model, inputs), drawn(plain, inputs))
 
 
 def test_copied_and_pickled_it_stays_folded(model, inputs) -> None:
@@ -148,8 +147,8 @@ WATCHED = ("norm1", "norm3", "attn1.to_q", "attn1.to_out.0", "attn2", "ff.net.0"
 
 @pytest.mark.parametrize(
     "names",
-    [("resnet.norm1",), ("resnet.conv2",), ("transformer.norm",), tuple(f"{BLOCK}.{name}" for name in WATCHED)],
-    ids=["a resnet's norm", "its convolution", "a transformer's norm", "parts of a block"],
+    [("resnet.norm1", "transformer.norm"), ("resnet.conv2", *(f"{BLOCK}.{name}" for name in WATCHED))],
+    ids=["norms", "parts of blocks"],
 )
 def test_whoever_watches_a_module_inside_sees_what_it_is_given(plain, model, inputs, names) -> None:
     seen: list[dict[str, Tensor]] = [{}, {}]
@@ -176,9 +175,11 @@ def test_masks_and_arguments_of_attention_go_to_diffusers_own(plain, model, inpu
     mask = torch.tensor([[True, False, True]] * 2, device=DEVICE)
     found, expected = (drawn(each, inputs, mask=mask) for each in (model, plain))
     assert sqnr(expected, found) > NEARLY
-    assert sqnr(expected, drawn(plain, inputs)) < NEARLY
+    # Arguments of no meaning change nothing.
     given = {"cross_attention_kwargs": {"temb": None}}
-    assert sqnr(drawn(plain, inputs, **given), drawn(model, inputs, **given)) > NEARLY
+    found = drawn(model, inputs, **given)
+    assert sqnr(drawn(plain, inputs), found) > NEARLY
+    assert sqnr(expected, found) < NEARLY
 
 
 def test_another_processor_is_asked(plain, model, inputs) -> None:
