@@ -77,7 +77,7 @@ class SensitivityConfig(_Section):
     address: str | None = None
     method: Literal["exact", "sketch", "hybrid"] = "hybrid"
     tolerance: float = Field(default=0.25, gt=0)
-    exact_share: float = Field(default=0.05, ge=0, le=1)
+    exact_share: float = Field(default=0.08, ge=0, le=1)
     checkpointing: bool = False
 
     @model_validator(mode="after")

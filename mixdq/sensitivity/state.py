@@ -9,7 +9,7 @@ from mixdq.sensitivity.trials import Trial
 from mixdq.types.layers import LayerTable
 from mixdq.types.scores import SensitivityTable
 
-EXACT_SHARE = 0.05
+EXACT_SHARE = 0.08
 
 
 def is_complete(
