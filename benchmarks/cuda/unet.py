@@ -89,7 +89,8 @@ def floating(how: str) -> Load:
 def ours(*bits: str, how: str = "graph", folded: bool = True) -> Load:
     """Return the model with every layer quantized, layers taking `bits` in turn; "fastest" asks the layers' times.
 
-    Of "W8A8 float" convolutions have W8A8. `folded`: norms, gates and residuals go into the layers' kernels.
+    Of "W8A8 float" convolutions, and layers that read a text, have W8A8. `folded`: norms, gates and residuals go into
+    the layers' kernels.
     """
 
     def load(setting: Setting) -> tuple[nn.Module, Call]:
@@ -100,7 +101,9 @@ def ours(*bits: str, how: str = "graph", folded: bool = True) -> Load:
             plan = _fastest(setting)
         else:
             plan = {spec.name: LayerBits.parse(one) for spec, one in zip(table, cycle(bits), strict=False)}
-        whole = {spec.name: replace(plan[spec.name], number="int") for spec in table if spec.op == "conv2d"}
+        # First text tokens of layers of floats wait for the device, which no graph may.
+        integers = [spec.name for spec in table if spec.op == "conv2d" or spec.bos]
+        whole = {name: replace(plan[name], number="int") for name in integers}
         convert(model, BitPlan(name="benchmark", layers={**plan, **whole}), table, record_of(table))
         if not folded:
             unfold_blocks(model)

@@ -62,8 +62,12 @@ def find_pairs(
         ]
         mine = [of_metric[index] for index in kept]
         weights = [1.0 if error_model is None else error_model.weights[layers[n].group][role] for n, role, _ in mine]
-        flat = products[metric].reshape(-1, len(of_metric))[:, kept]
-        term, chance = estimate_terms(flat * np.sqrt(weights))
+        taken = products[metric][:, :, kept] * np.sqrt(weights)
+        if metric == "sqnr":
+            # The loss that a mean of decibels stands for is the geometric mean of those of the samples.
+            power = np.maximum(np.square(taken).mean(axis=0), np.finfo(np.float64).tiny)
+            taken *= np.sqrt(np.exp(np.log(power).mean(axis=0)) / power.mean(axis=0))
+        term, chance = estimate_terms(taken.reshape(-1, len(kept)))
         owners = np.array([name for name, _, _ in mine])
         first, second = np.nonzero(np.triu(owners[:, None] != owners[None, :]))
         firsts.append(first + len(names))

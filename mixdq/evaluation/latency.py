@@ -48,21 +48,28 @@ def time_layers(
 
         return hook
 
-    wholes: list[float] = []
-    calls: list[dict[str, float]] = []
-    call()
-    for _ in range(repeats):
-        seconds, share = pace.time(call)
-        wholes.append(seconds / share)
+    def watched() -> None:
         handles = []
         try:
             for name, module in modules.items():
                 look = looking(name)
                 handles += [module.register_forward_pre_hook(look), module.register_forward_hook(look)]
-            _, share = pace.time(call)
+            call()
         finally:
             for handle in handles:
                 handle.remove()
+
+    wholes: list[float] = []
+    calls: list[dict[str, float]] = []
+    # A watched call may run other kernels, which are compiled now.
+    call()
+    watched()
+    for seen in looks.values():
+        seen.clear()
+    for _ in range(repeats):
+        seconds, share = pace.time(call)
+        wholes.append(seconds / share)
+        _, share = pace.time(watched)
         # Before and after, in turns.
         calls.append({name: sum(map(_seconds, seen[::2], seen[1::2])) / share for name, seen in looks.items()})
         for seen in looks.values():

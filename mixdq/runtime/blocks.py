@@ -76,7 +76,8 @@ class FoldedTransformer(Folding):
     """`Transformer2DModel`: the norm before its first projection is folded."""
 
     def _operate_on_continuous_inputs(self: Any, hidden_states: Tensor) -> tuple[Tensor, int]:
-        if type(self.norm) is not nn.GroupNorm or not _are_bare(self.norm) or not _is_ours(hidden_states):
+        plain = type(self.norm) is nn.GroupNorm and self.norm.affine and _are_bare(self.norm)
+        if not plain or not _is_ours(hidden_states):
             found: tuple[Tensor, int] = _otherwise(FoldedTransformer, self)._operate_on_continuous_inputs(hidden_states)
             return found
         before = group_norm(self.norm, silu=False)
@@ -159,14 +160,22 @@ def _run(layer: nn.Module, x: Tensor, axis: int, before: Before, added: Tensor |
     return y if added is None else y + added
 
 
+def _folds(layer: nn.Module) -> bool:
+    """Return whether a norm may go into a layer; kernels of floats take none."""
+    return isinstance(layer, QuantizedLayer) and not layer.layout.bits.is_float and _are_bare(layer)
+
+
 def _attended(attn: Any, norm: Any, x: Tensor, text: Tensor | None, mask: Tensor | None) -> Tensor:
     if mask is not None or not _is_plain_attention(attn):
         y: Tensor = attn(norm(x), encoder_hidden_states=text, attention_mask=mask) + x
         return y
-    before = layer_norm(norm)
-    query = _run(attn.to_q, x, -1, before)
+    readers = [attn.to_q] if text is not None else [attn.to_q, attn.to_k, attn.to_v]
+    # Where one of them cannot fold it, the norm is computed once for all.
+    fold_norm = all(_folds(each) for each in readers)
+    source, before = (x, layer_norm(norm)) if fold_norm else (norm(x), NOTHING)
+    query = _run(attn.to_q, source, -1, before)
     if text is None:
-        key, value = _run(attn.to_k, x, -1, before), _run(attn.to_v, x, -1, before)
+        key, value = _run(attn.to_k, source, -1, before), _run(attn.to_v, source, -1, before)
     else:
         key, value = attn.to_k(text), attn.to_v(text)
     query, key, value = (each.view(*each.shape[:2], attn.heads, -1).transpose(1, 2) for each in (query, key, value))

@@ -5,7 +5,7 @@ Rows stay as measured: near the noise floor they are not monotone in bits, and n
 
 import hashlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 
 from mixdq.errors import ConfigError
@@ -55,7 +55,7 @@ def measure(
     exact_share: float = EXACT_SHARE,
     checkpointing: bool = False,
     resume: Sink | None = None,
-    vectors: VectorSink | None = None,
+    vectors: Callable[[], VectorSink] | None = None,
     progress: Progress = no_progress,
 ) -> SensitivityTable:
     """Return the score of every layer of `table`, weight and input, at every width of its group.
@@ -76,8 +76,8 @@ def measure(
         checkpointing: whether backward passes save memory at the cost of time; see `pipeline.gradient`.
         resume: scores measured before with the same settings, and where each new one goes as soon as it is known; its
             origin becomes the table's. Only the scores asked for are returned, whatever else it holds.
-        vectors: what a sketch found before of the same trials, and where each new slice of it goes: estimates are
-            scores only when the last vector is known.
+        vectors: opens what a sketch found before of the same trials, where each new slice of it goes too: estimates are
+            scores only when the last vector is known. Not asked where nothing is to be sketched.
         progress: told after each slice of a sketch, and after each trial.
 
     Raises:
@@ -123,7 +123,7 @@ def measure(
             _run(team, left, sink, known, len(trials), progress)
             log.info("measured %d trials on %d layers (%d were known)", len(trials), len(table), known)
             return known_table(trials, sink)
-        kept: VectorSink = {} if vectors is None else vectors
+        kept: VectorSink = vectors() if vectors is not None and missing else {}
         for score in sketch(desk, team, kept, tolerance=tolerance, progress=progress):
             if score.key not in sink.done:
                 sink.append(score)

@@ -4,7 +4,7 @@ What the analysis asks of a keeper, and the one in memory; the files are `mixdq.
 `mixdq.store.sketch_file.SketchLog`.
 """
 
-from collections.abc import Mapping, Set
+from collections.abc import Iterable, Mapping, Set
 from typing import Protocol
 
 import numpy as np
@@ -63,10 +63,12 @@ class VectorSink(Protocol):
 class MemorySink:
     """Keeps scores in memory, for one run."""
 
-    def __init__(self, origin: Mapping[str, str]) -> None:
+    def __init__(self, origin: Mapping[str, str], scores: Iterable[Score] = ()) -> None:
         self._origin = origin
         self._scores: dict[ScoreKey, Score] = {}
         self.estimates: dict[ScoreKey, Score] = {}
+        for score in scores:
+            self.append(score)
 
     @property
     def done(self) -> Set[ScoreKey]:

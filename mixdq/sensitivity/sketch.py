@@ -31,8 +31,8 @@ VECTORS_A_ROUND, MOST_VECTORS = 4, 32
 
 def sketch(
     desk: Desk, team: Team, known: VectorSink, *, tolerance: float = TOLERANCE, progress: Progress = no_progress
-) -> list[Score]:
-    """Return the score of each trial that is sketched at `desk`, metric by metric, with its standard error.
+) -> Iterator[Score]:
+    """Yield the score of each trial that is sketched at `desk`, metric by metric, with its standard error.
 
     Vectors are added until the median trial's loss is known up to a share `tolerance` of itself (one standard error),
     or there are `MOST_VECTORS`. Those in `known` are not made again, and new ones go there slice by slice. A trial that
@@ -62,7 +62,7 @@ def sketch(
     if losses:
         done = sum(desk.parts(metric) * one.vectors for metric, one in losses.items())
         progress(done, done, "sketch")
-    return list(_scores(desk, team, losses))
+    yield from _scores(desk, team, losses)
 
 
 def check_sketched(trials: Sequence[Trial]) -> None:

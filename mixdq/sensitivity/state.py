@@ -7,7 +7,7 @@ from mixdq.sensitivity.hybrid import next_trials
 from mixdq.sensitivity.resume import Sink
 from mixdq.sensitivity.trials import Trial
 from mixdq.types.layers import LayerTable
-from mixdq.types.scores import SensitivityTable
+from mixdq.types.scores import ROLES, Role, SensitivityTable
 
 EXACT_SHARE = 0.08
 
@@ -15,9 +15,26 @@ EXACT_SHARE = 0.08
 def is_complete(
     trials: Sequence[Trial], table: LayerTable, sink: Sink, *, method: str = "exact", exact_share: float = EXACT_SHARE
 ) -> bool:
-    """Return whether `sink` holds all that `measure` would; needs no model."""
-    known = sink.done >= {key for trial in trials for key in trial.keys}
-    return known and not next_of(trials, table, sink, exact_count(trials, method, exact_share))
+    """Return whether `sink` holds all that `measure` would for these trials, or did for more; needs no model."""
+    if not sink.done >= {key for trial in trials for key in trial.keys}:
+        return False
+    return any(
+        not next_of(some, table, sink, exact_count(some, method, exact_share)) for some in (trials, _held(table, sink))
+    )
+
+
+def _held(table: LayerTable, sink: Sink) -> list[Trial]:
+    """Return all trials that there are scores of, in the order of `list_trials`."""
+    metrics: dict[tuple[str, Role, int], list[str]] = {}
+    for layer, role, bits, metric in sink.done:
+        metrics.setdefault((layer, role, bits), []).append(metric)
+    place = {layer.name: index for index, layer in enumerate(table)}
+    return [
+        Trial(layer=layer, role=role, num_bits=bits, metrics=tuple(sorted(metrics[layer, role, bits])))
+        for layer, role, bits in sorted(
+            (key for key in metrics if key[0] in place), key=lambda key: (place[key[0]], ROLES.index(key[1]), key[2])
+        )
+    ]
 
 
 def exact_count(trials: Sequence[Trial], method: str, exact_share: float) -> int:

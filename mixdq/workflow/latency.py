@@ -5,6 +5,7 @@ layers is taken from the quantized runs, for between quantized layers run kernel
 layers one pair is foretold what it took.
 """
 
+import gc
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
@@ -28,7 +29,7 @@ from mixdq.types.tensors import CalibrationRecord
 from mixdq.workflow.doctor import machine_facts
 from mixdq.workflow.planning import LATENCY, latency_origin
 from mixdq.workflow.session import Session
-from mixdq.workflow.settings import device_of, evaluation_prompts
+from mixdq.workflow.settings import evaluation_prompts
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +62,7 @@ def measure_latency(
             table,
             record,
             {layer.name: candidates(layer, budget) for layer in table},
-            Pace(device_of(config)),
+            Pace(next(session.family.denoiser(session.pipe).parameters()).device),
             backend=config.conversion.backend,
             symmetric=config.conversion.symmetric,
             rounding=config.conversion.rounding,
@@ -120,8 +121,9 @@ def latency_table(
             )
         modules = {layer.name: denoiser.get_submodule(layer.name) for layer in table}
         times = found[bits] = time_layers(partial(call, denoiser), modules, pace, repeats=repeats)
-        # Before the next is loaded.
+        # Before the next is loaded; blocks may hold themselves.
         del denoiser, modules
+        gc.collect()
         log.info("%s: %.2f ms a call, %.2f ms of it between the layers", bits, times.whole, times.rest)
     progress(len(every), len(every), "latency")
     # As at the pace of the whole time, not of its beginning.

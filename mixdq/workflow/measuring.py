@@ -5,16 +5,17 @@ only where measuring itself was asked for.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from mixdq.errors import ArtifactFormatError, StaleArtifactError
+from mixdq.errors import ArtifactError, ArtifactFormatError, StaleArtifactError
 from mixdq.sensitivity import measure as sensitivity
-from mixdq.sensitivity.resume import VectorSink
+from mixdq.sensitivity.resume import MemorySink, Sink, VectorSink
 from mixdq.sensitivity.state import is_complete, known_table
 from mixdq.sensitivity.trials import Trial, by_metric, list_trials
 from mixdq.store.sketch_file import SketchLog
-from mixdq.store.table_file import SensitivityLog
+from mixdq.store.table_file import SensitivityLog, read_sensitivity
 from mixdq.types.layers import Group, LayerTable
 from mixdq.types.scores import SensitivityTable
 from mixdq.types.tensors import CalibrationRecord
@@ -38,8 +39,11 @@ def measure(
     settings = config.sensitivity
     estimated = settings.method != "exact"
     origin = planning.sensitivity_origin(session)
+    trials = list_trials(table, config.allocation.weight_choices, config.allocation.activation_choices, metric_of)
+    if estimated and (exact := _exact(session, table, trials)):
+        session.say_up_to_date(path)
+        return known_table(trials, exact)
     with _opened(session, path, lambda path: SensitivityLog.open(path, origin, estimated=estimated)) as log:
-        trials = list_trials(table, config.allocation.weight_choices, config.allocation.activation_choices, metric_of)
         if is_complete(trials, table, log, method=settings.method, exact_share=settings.exact_share):
             # Found out here, so that no model is loaded in vain.
             session.say_up_to_date(path)
@@ -65,9 +69,20 @@ def measure(
             exact_share=settings.exact_share,
             checkpointing=settings.checkpointing,
             resume=log,
-            vectors=_vectors(session, trials) if estimated else None,
+            vectors=partial(_vectors, session, trials),
             progress=session.progress,
         )
+
+
+def _exact(session: Session, table: LayerTable, trials: Sequence[Trial]) -> Sink | None:
+    """Return the scores of a table that was measured exactly, if the run has such a one, whole."""
+    try:
+        scores = read_sensitivity(session.paths.sensitivity)
+    except ArtifactError:
+        # What is wrong with it is said where it is opened.
+        return None
+    found = MemorySink(scores.origin, scores.scores)
+    return found if planning.is_exact(session, scores) and is_complete(trials, table, found) else None
 
 
 def _vectors(session: Session, trials: Sequence[Trial]) -> VectorSink:

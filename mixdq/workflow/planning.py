@@ -98,21 +98,22 @@ def sketch_of(config: RunConfig, sensitivity: Path) -> Path:
     return path
 
 
-def sensitivity_origin(session: Session) -> dict[str, str]:
-    """Return what the sensitivity table of a run must have been made from.
+def sensitivity_origin(session: Session, method: str | None = None) -> dict[str, str]:
+    """Return what the sensitivity table of a run must have been made from, by its method or another one.
 
     The calibration's digest is absent where there is no calibration: the two tables are all that allocation needs.
     """
     config = session.config
     sketched = config.sensitivity
+    method = method or sketched.method
     return {
         **_measured_on(session),
         "settings": digest_of(
             [
                 *_measured_as(config),
                 # Tables that were measured before there was another way stay good.
-                *([] if sketched.method == "exact" else [sketched.method, sketched.tolerance]),
-                *([sketched.exact_share] if sketched.method == "hybrid" else []),
+                *([] if method == "exact" else [method, sketched.tolerance]),
+                *([sketched.exact_share] if method == "hybrid" else []),
             ]
         ),
     }
@@ -206,23 +207,27 @@ def scores_of(session: Session) -> SensitivityTable:
     path, remeasure = session.paths.sensitivity, f"mixdq sensitivity {session.paths.root}"
     with session.advising(path, remeasure):
         scores = read_sensitivity(path)
-    expect_origin(path, scores.origin, sensitivity_origin(session), remeasure)
     settings, choices = session.config.sensitivity, session.config.allocation
-    if settings.method != "exact":
-        known = MemorySink(scores.origin)
-        for score in (*read_estimates(path).values(), *scores.scores):
-            known.append(score)
-        table = _table(session)
-        trials = list_trials(
-            table,
-            choices.weight_choices,
-            choices.activation_choices,
-            {group: (metric,) for group, metric in METRIC_OF.items()},
+    if settings.method == "exact":
+        expect_origin(path, scores.origin, sensitivity_origin(session), remeasure)
+        return scores
+    known = MemorySink(scores.origin, (*read_estimates(path).values(), *scores.scores))
+    table, metrics = _table(session), {group: (metric,) for group, metric in METRIC_OF.items()}
+    trials = list_trials(table, choices.weight_choices, choices.activation_choices, metrics)
+    if is_exact(session, scores) and is_complete(trials, table, known):
+        return scores
+    expect_origin(path, scores.origin, sensitivity_origin(session), remeasure)
+    # Estimates alone would give a plan too, another one than was asked for.
+    if not is_complete(trials, table, known, method=settings.method, exact_share=settings.exact_share):
+        raise ArtifactError(
+            f"{path}: the analysis was interrupted, or was of other widths; `{remeasure}` goes on with it"
         )
-        # Estimates alone would give a plan too, another one than was asked for.
-        if not is_complete(trials, table, known, method=settings.method, exact_share=settings.exact_share):
-            raise ArtifactError(f"{path}: the analysis was interrupted; `{remeasure}` goes on with it")
     return scores
+
+
+def is_exact(session: Session, scores: SensitivityTable) -> bool:
+    """Return whether a table was measured exactly from what the run has now: as good as what any method would find."""
+    return scores.origin == sensitivity_origin(session, method="exact")
 
 
 def _table(session: Session) -> LayerTable:
@@ -259,11 +264,15 @@ def joint_program(session: Session, scores: SensitivityTable) -> joint.JointProg
     )
     if not config.allocation.pairs:
         return build()
-    path, again = sketch_of(config, session.paths.sensitivity), f"mixdq sensitivity {root}"
+    path = sketch_of(config, session.paths.sensitivity)
+    again = f"rm {path} {session.paths.sensitivity} && mixdq sensitivity {root}"
     with session.advising(path, again):
         sketch = read_sketch(path)
     expect_origin(path, sketch.origin, sketch_origin(session, sketch.columns), again)
-    pairs = find_pairs(build(), sketch.columns, sketch.products(), config.allocation.pairs, error_model=error_model)
+    products = sketch.products()
+    if missing := sorted(metric for metric, found in products.items() if not len(found)):
+        raise ArtifactError(f"{path}: it has no vectors of {', '.join(missing)}; `{again}` makes all anew")
+    pairs = find_pairs(build(), sketch.columns, products, config.allocation.pairs, error_model=error_model)
     log.info("%d pairs of layers interact by more than chance; at most %d count", len(pairs), config.allocation.pairs)
     return build(pairs=pairs)
 

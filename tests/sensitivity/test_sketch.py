@@ -23,7 +23,7 @@ def sketched(
     desk = Desk(scorer, {trials[0].metrics[0]: trials})
     with run_local(desk) as team:
         team.workers = workers
-        return sketch(desk, team, known, **options)
+        return list(sketch(desk, team, known, **options))
 
 
 @pytest.mark.parametrize(

@@ -64,8 +64,17 @@ def test_missing_table_names_the_verb(run) -> None:
 def test_table_that_is_not_done_is_not_allocated_from(run) -> None:
     lines = run.paths.sensitivity.read_bytes().splitlines(keepends=True)
     run.paths.sensitivity.write_bytes(b"".join(lines[:-5]))
-    with pytest.raises(ArtifactError, match=f"interrupted; `mixdq sensitivity {run.paths.root}` goes on"):
+    with pytest.raises(ArtifactError, match=f"interrupted.*; `mixdq sensitivity {run.paths.root}` goes on"):
         planning.allocate(run)
+
+
+def test_fewer_widths_need_nothing_more_than_was_measured_for_all(run) -> None:
+    before = run.paths.sensitivity.read_bytes()
+    narrow = {"weight_bits": 8.0, "weight_choices": {"content": (8,), "quality": (8,)}}
+    run.config = run.config.model_copy(update={"allocation": run.config.allocation.model_copy(update=narrow)})
+    (plan, *_) = planning.allocate(run)
+    assert {bits.weight for bits in plan.layers.values()} == {8}
+    assert run.paths.sensitivity.read_bytes() == before
 
 
 def test_two_tables_are_all_that_allocation_needs(run) -> None:

@@ -2,8 +2,8 @@
 
 Inputs become codes by plain torch, in several passes over memory. Where PyTorch takes a scale for each row and column
 for the output's type, the product ends with these and the bias; elsewhere float32 sums are scaled after it. What
-PyTorch takes is tried once, on the least matrix there is. Like `cuda` it never waits for the device: an input that
-holds NaN or infinity makes its row NaN.
+PyTorch takes is tried once, on the least matrix there is. An input that holds NaN or infinity makes its row NaN, so
+that no product waits for the device; first text tokens, which are computed around it, do.
 """
 
 from dataclasses import dataclass
