@@ -30,6 +30,7 @@ num_prompts = 2
 
 [sensitivity]
 num_prompts = 1
+tolerance = 0.9
 
 [allocation]
 weight_bits = 5

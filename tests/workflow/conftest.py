@@ -28,7 +28,7 @@ def configure(model) -> Callable[..., RunConfig]:
         base: dict[str, dict[str, Any]] = {
             "model": {"path": str(model)},
             "calibration": {"num_prompts": 2},
-            "sensitivity": {"num_prompts": 1},
+            "sensitivity": {"num_prompts": 1, "tolerance": 0.9},
             "allocation": {
                 "weight_bits": 5.0,
                 "weight_choices": {"content": (4, 8), "quality": (4, 8)},

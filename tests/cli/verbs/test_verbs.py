@@ -42,7 +42,7 @@ def _finished(tmp_path_factory: pytest.TempPathFactory, model) -> Path:
         {
             "model": {"path": str(model)},
             "calibration": {"num_prompts": 2},
-            "sensitivity": {"num_prompts": 1},
+            "sensitivity": {"num_prompts": 1, "tolerance": 0.9},
             "allocation": {
                 "weight_bits": 8.0,
                 "weight_choices": {"content": (4, 8), "quality": (8,)},
