@@ -1,5 +1,6 @@
 """What a backend is asked, and what it answers. Which backend wins is decided in `mixdq.runtime.select`."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -118,6 +119,12 @@ class Backend(Protocol):
     def bind(self, request: KernelRequest, weight: QTensor, bias: Tensor | None, activation: QParams | None) -> Kernel:
         """Return the kernel for a request without refusals; `activation` is None where it is weight-only or dynamic."""
         ...
+
+
+def dtype_refusals(request: KernelRequest, dtypes: Collection[torch.dtype]) -> list[str]:
+    """Return why a request cannot be met by kernels that read and write these `dtypes` alone, in words."""
+    asked = (("input", request.dtype), ("output", request.output_dtype))
+    return [f"{what}s of {dtype}" for what, dtype in asked if dtype not in dtypes]
 
 
 def int32_refusals(request: KernelRequest) -> list[str]:

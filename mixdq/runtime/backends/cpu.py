@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from mixdq.runtime.kernel import Kernel, KernelRequest, int32_refusals
+from mixdq.runtime.kernel import Kernel, KernelRequest, dtype_refusals, int32_refusals
 from mixdq.runtime.kernels import native
 from mixdq.runtime.kernels.layers import PANEL, LayerTensors, NativeLayer, Window, filled
 from mixdq.types.plan import FLOAT_BITS
@@ -33,9 +33,7 @@ class CpuBackend:
             return [f"it computes on the CPU, not on {request.device}"]
         if request.bits.weight == FLOAT_BITS:
             return ["the weight is in floating point"]
-        for what, dtype in (("input", request.dtype), ("output", request.output_dtype)):
-            if dtype not in native.DTYPES:
-                reasons.append(f"{what}s of {dtype}")
+        reasons += dtype_refusals(request, native.DTYPES)
         reasons += int32_refusals(request)
         trouble = native.trouble()
         if trouble is not None:

@@ -16,7 +16,7 @@ from torch import Tensor
 from mixdq.quant.bos import CLIP_TOKENS, BosRow
 from mixdq.quant.packing import unpack
 from mixdq.runtime.before import Before
-from mixdq.runtime.kernel import Kernel, KernelRequest, int32_refusals
+from mixdq.runtime.kernel import Kernel, KernelRequest, dtype_refusals, int32_refusals
 from mixdq.runtime.kernels.gpu import available
 from mixdq.runtime.kernels.gpu.tensors import LayerTensors, Window
 from mixdq.runtime.kernels.gpu.weights import codes_of, packed_rows, planes_of, weight_order
@@ -44,9 +44,7 @@ class CudaBackend:
         if request.bits.weight == FLOAT_BITS:
             return ["the weight is in floating point"]
         reasons = []
-        for what, dtype in (("input", request.dtype), ("output", request.output_dtype)):
-            if dtype not in DTYPES:
-                reasons.append(f"{what}s of {dtype}")
+        reasons += dtype_refusals(request, DTYPES)
         reasons += int32_refusals(request)
         trouble = available.trouble()
         if trouble is not None:

@@ -16,7 +16,7 @@ from torch.nn.functional import pad
 from mixdq.quant.affine import quantize
 from mixdq.quant.qparams import row_qparams
 from mixdq.quant.weights import weight_codes
-from mixdq.runtime.kernel import Kernel, KernelRequest
+from mixdq.runtime.kernel import Kernel, KernelRequest, dtype_refusals
 from mixdq.types.tensors import QParams, QTensor
 
 ALIGNMENT = 16
@@ -45,9 +45,7 @@ class Fp8Backend:
         reasons = []
         if request.op != "linear":
             reasons.append("torch._scaled_mm multiplies matrices, it has no convolution")
-        for what, dtype in (("input", request.dtype), ("output", request.output_dtype)):
-            if dtype not in DTYPES:
-                reasons.append(f"{what}s of {dtype}")
+        reasons += dtype_refusals(request, DTYPES)
         trouble = _trouble(request.device, torch.float32, by_rows=False)
         if trouble is not None:
             reasons.append(trouble)
