@@ -8,7 +8,7 @@ from mixdq.report.facts import ReportFacts, Variant
 from mixdq.report.plots import pareto_plot, sensitivity_plot
 from mixdq.report.theme import Theme
 from mixdq.types.evaluation import Evaluation
-from mixdq.types.scores import ROLES, Role
+from mixdq.types.scores import ROLES, Role, SensitivityTable
 
 
 @dataclass(frozen=True)
@@ -77,8 +77,16 @@ def sensitivity_plots(facts: ReportFacts) -> list[Plot]:
         Plot(
             f"sensitivity_{role}",
             f"Sensitivity of {role}s",
-            f"What is left when {words[role]} quantized. Higher is better; each line is sorted by itself.",
+            f"What is left when {words[role]} quantized. Higher is better; each line is sorted by itself."
+            + _estimated(table, role),
             lambda theme, role=role: sensitivity_plot(table, facts.layers, role, theme),  # type: ignore[misc]
         )
         for role in measured
     ]
+
+
+def _estimated(table: SensitivityTable, role: Role) -> str:
+    """Return how many scores of a role are not measured, as the end of a caption; nothing where all are."""
+    scores = [score for score in table.scores if score.role == role]
+    count = sum(score.stderr is not None for score in scores)
+    return f" {count} of {len(scores)} scores are estimates from gradients." if count else ""

@@ -14,3 +14,14 @@ def test_plots_have_file_names_of_their_own(facts: ReportFacts) -> None:
 def test_nothing_is_drawn_of_what_is_not_there(facts: ReportFacts) -> None:
     assert sensitivity_plots(replace(facts, sensitivity=None)) == []
     assert bit_maps(facts, facts.reference) == []
+
+
+def test_a_caption_says_how_many_scores_are_estimates_and_nothing_where_none_is(facts: ReportFacts) -> None:
+    assert facts.sensitivity is not None
+    assert not any("estimates" in plot.text for plot in sensitivity_plots(facts))
+    scores = facts.sensitivity.scores
+    some = tuple(replace(score, stderr=0.1) if score.role == "weight" else score for score in scores[:-1])
+    plots = sensitivity_plots(replace(facts, sensitivity=replace(facts.sensitivity, scores=some)))
+    count = sum(score.role == "weight" for score in some)
+    assert plots[0].text.endswith(f"{count} of {count} scores are estimates from gradients.")
+    assert "estimates" not in plots[1].text
