@@ -78,13 +78,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--smoke", action="store_true", help="a tiny model: does it run")
     parser.add_argument("--sdxl", choices=("full", "cut", "smoke"), help="the cost at SDXL's shape instead")
     parser.add_argument("--side", type=int, default=64, help="of SDXL's latent; 64 is 512 px")
+    parser.add_argument("--prompts", type=measuring.count, default=1, help="of SDXL, in one batch")
     parser.add_argument("--checkpointing", action="store_true", help="less memory for SDXL's backward pass, more time")
     parser.add_argument("--objective", choices=OBJECTIVES, default=AllocationConfig().objective, help="of the plans")
     parser.add_argument("--tolerance", type=float, default=TOLERANCE, help="of sketched losses, a share of them")
     parser.add_argument("--json", type=Path, help="write the numbers here")
     arguments = parser.parse_args(argv)
     if arguments.sdxl:
-        row = sdxl_search.cost(arguments.sdxl, arguments.side, checkpointing=arguments.checkpointing)
+        row = sdxl_search.cost(arguments.sdxl, arguments.side, arguments.prompts, checkpointing=arguments.checkpointing)
         measuring.console().print(sdxl_search.shown(row, arguments.sdxl))
         if arguments.json:
             measuring.write_json(arguments.json, [row], size=arguments.sdxl, side=arguments.side)

@@ -101,10 +101,12 @@ def test_sensitivity(benchmark_module, tmp_path) -> None:
 
 def test_what_searching_costs_at_sdxls_shape(benchmark_module, tmp_path) -> None:
     out = tmp_path / "out.json"
-    benchmark_module("sensitivity").main(["--sdxl", "smoke", "--side", "16", "--checkpointing", "--json", str(out)])
+    benchmark_module("sensitivity").main(
+        ["--sdxl", "smoke", "--side", "16", "--prompts", "2", "--checkpointing", "--json", str(out)]
+    )
     (row,) = json.loads(out.read_text(encoding="utf-8"))["rows"]
     assert row["published_hours"] > row["hybrid_hours"] > row["sketch_hours"]
-    assert row["peak_bytes"] > row["resident_before"] > 0
+    assert min(row["ssim_peak_bytes"], row["sqnr_peak_bytes"]) >= row["resident_bytes"] > 0
 
 
 def test_allocation(benchmark_module, tmp_path) -> None:
