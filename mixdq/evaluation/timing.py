@@ -1,4 +1,4 @@
-"""How long a picture takes: the median of a few runs after a warm-up."""
+"""How long a picture takes: the median of some runs after a warm-up."""
 
 import statistics
 import time
@@ -6,6 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+
+LEAST_SECONDS = 0.5
+"""How long is timed in all, for a neighbour's burst spoils several calls of a small model."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,16 +31,17 @@ def time_pictures(
     warm_up: int = 1,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Timing:
-    """Return the time of `repeats` calls of `make`, each making `pictures` pictures, after `warm_up` calls.
+    """Return the time of calls of `make`, each making `pictures` pictures, after `warm_up` calls.
 
-    A GPU, where torch has one, is waited for before the clock is read.
+    There are at least `repeats` of them, and as many more as it takes to fill `LEAST_SECONDS`. A GPU, where torch has
+    one, is waited for before the clock is read.
     """
     if pictures < 1 or repeats < 1 or warm_up < 0:
         raise ValueError(f"pictures = {pictures}, repeats = {repeats}, warm_up = {warm_up}: nothing to time")
     for _ in range(warm_up):
         make()
-    seconds = []
-    for _ in range(repeats):
+    seconds: list[float] = []
+    while len(seconds) < repeats or sum(seconds) * pictures < LEAST_SECONDS:
         wait_for_device()
         start = clock()
         make()

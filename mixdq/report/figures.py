@@ -89,4 +89,6 @@ def _estimated(table: SensitivityTable, role: Role) -> str:
     """Return how many scores of a role are not measured, as the end of a caption; nothing where all are."""
     scores = [score for score in table.scores if score.role == role]
     count = sum(score.stderr is not None for score in scores)
-    return f" {count} of {len(scores)} scores are estimates from gradients." if count else ""
+    if not count:
+        return ""
+    return f" {count} of {len(scores)} scores are estimates from gradients; dots are measured."

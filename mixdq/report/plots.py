@@ -12,7 +12,7 @@ from mixdq.report.summary import MIB
 from mixdq.report.theme import MARKERS, SERIES, Theme, svg
 from mixdq.types.evaluation import Evaluation
 from mixdq.types.layers import GROUPS, LayerTable
-from mixdq.types.scores import Role, SensitivityTable
+from mixdq.types.scores import Role, Score, SensitivityTable
 
 _DASHES = ("-", "--", "-.", ":")
 _LEAST_LOSS = 1e-6
@@ -22,17 +22,17 @@ _LEAST_LOSS = 1e-6
 def sensitivity_plot(sensitivity: SensitivityTable, table: LayerTable, role: Role, theme: Theme) -> bytes | None:
     """Return an SVG: a panel for each group and metric, a line for each width, layers from most to least sensitive.
 
-    Each line is sorted by itself. SSIM is drawn as the logarithm of what is missing to 1. None where nothing of
-    `role` was measured.
+    Each line is sorted by itself; where some of its scores are estimates, those that were measured are dots. SSIM is
+    drawn as the logarithm of what is missing to 1. None where there is no score of `role`.
     """
     panels = []
     for group in GROUPS:
         names = {layer.name for layer in table if layer.group == group}
         for metric in dict.fromkeys(score.metric for score in sensitivity.scores if score.role == role):
-            by_bits: dict[int, list[float]] = {}
+            by_bits: dict[int, list[Score]] = {}
             for score in sensitivity.scores:
                 if score.role == role and score.metric == metric and score.layer in names:
-                    by_bits.setdefault(score.num_bits, []).append(score.value)
+                    by_bits.setdefault(score.num_bits, []).append(score)
             if by_bits:
                 panels.append((group, metric, by_bits))
     if not panels:
@@ -44,23 +44,27 @@ def sensitivity_plot(sensitivity: SensitivityTable, table: LayerTable, role: Rol
         axes = figure.add_subplot(rows, columns, index + 1)
         style(axes, theme)
         _sensitivity_panel(axes, metric, by_bits, theme)
-        count = max(len(values) for values in by_bits.values())
+        count = max(len(scores) for scores in by_bits.values())
         axes.set_title(f"{group}: {count} layers", loc="left", fontsize=10, fontweight="bold", color=theme.ink)
     return svg(figure)
 
 
-def _sensitivity_panel(axes: Axes, metric: str, by_bits: dict[int, list[float]], theme: Theme) -> None:
-    finite = [value for values in by_bits.values() for value in values if math.isfinite(value)]
+def _sensitivity_panel(axes: Axes, metric: str, by_bits: dict[int, list[Score]], theme: Theme) -> None:
+    finite = [score.value for scores in by_bits.values() for score in scores if math.isfinite(score.value)]
     ceiling = max(finite, default=0.0)
-    for index, (num_bits, values) in enumerate(sorted(by_bits.items())):
-        heights = sorted(_height(metric, value, ceiling) for value in values)
+    estimated = any(score.stderr is not None for scores in by_bits.values() for score in scores)
+    for index, (num_bits, scores) in enumerate(sorted(by_bits.items())):
+        points = sorted((_height(metric, score.value, ceiling), score.stderr is None) for score in scores)
+        heights = [height for height, _ in points]
         axes.plot(
             range(1, len(heights) + 1),
             heights,
             color=theme.bits(num_bits),
             linestyle=_DASHES[index % len(_DASHES)],
             linewidth=2,
-            marker="o" if len(heights) < 3 else None,
+            marker="o" if estimated or len(heights) < 3 else None,
+            markevery=[index for index, (_, measured) in enumerate(points) if measured] if estimated else None,
+            markersize=4 if estimated else 6,
             label=f"{num_bits} bit",
         )
     if metric == "ssim":

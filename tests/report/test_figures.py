@@ -23,5 +23,5 @@ def test_a_caption_says_how_many_scores_are_estimates_and_nothing_where_none_is(
     some = tuple(replace(score, stderr=0.1) if score.role == "weight" else score for score in scores[:-1])
     plots = sensitivity_plots(replace(facts, sensitivity=replace(facts.sensitivity, scores=some)))
     count = sum(score.role == "weight" for score in some)
-    assert plots[0].text.endswith(f"{count} of {count} scores are estimates from gradients.")
+    assert plots[0].text.endswith(f"{count} of {count} scores are estimates from gradients; dots are measured.")
     assert "estimates" not in plots[1].text

@@ -15,6 +15,23 @@ def test_sensitivity_of_both_roles_is_drawn_even_where_it_is_infinite(facts: Rep
         ElementTree.fromstring(drawn)
 
 
+def test_dots_are_what_was_measured_where_the_rest_is_estimated(facts: ReportFacts) -> None:
+    assert facts.sensitivity is not None
+
+    table = facts.sensitivity
+    weights = [score for score in table.scores if score.role == "weight"]
+
+    def marks(estimated: int) -> int:
+        scores = [replace(score, stderr=0.1) for score in weights[:estimated]] + weights[estimated:]
+        drawn = sensitivity_plot(replace(table, scores=tuple(scores)), facts.layers, "weight", LIGHT)
+        assert drawn is not None
+        return sum(1 for _ in ElementTree.fromstring(drawn).iter("{http://www.w3.org/2000/svg}use"))
+
+    # Ticks are marks too.
+    others = marks(len(weights))
+    assert [marks(count) - others for count in (1, len(weights) - 1)] == [len(weights) - 1, 1]
+
+
 def test_sensitivity_that_nobody_measured_is_not_drawn(facts: ReportFacts) -> None:
     assert sensitivity_plot(SensitivityTable(scores=(), origin={}), facts.layers, "weight", LIGHT) is None
 
