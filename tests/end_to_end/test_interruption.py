@@ -16,7 +16,7 @@ def test_run_killed_again_and_again_ends_with_the_same_bytes(tmp_path, models, b
     moments = random.Random(20240530)
     killed = 0
     # A kill before a file is on disk is the worst one, and is the same on a slow machine; the others come by the clock.
-    for sync in [1, 3, moments.randint(4, 60), moments.randint(4, 60), None, moments.randint(2, 40), None, None, 5, 12]:
+    for sync in [1, 3, moments.randint(4, 60), None, moments.randint(2, 40), None, 12]:
         process = launch("run", config, die_at_sync=sync)
         if sync is None:
             time.sleep(moments.uniform(0.1, 2.5))
@@ -26,7 +26,7 @@ def test_run_killed_again_and_again_ends_with_the_same_bytes(tmp_path, models, b
         killed += code != 0
     process = launch("run", config)
     assert process.wait() == 0, process.stderr
-    assert killed >= 6
+    assert killed >= 4
     for name in SAME:
         assert (folder / name).read_bytes() == (finished / name).read_bytes(), name
     for picture in (finished / "images").rglob("*.png"):

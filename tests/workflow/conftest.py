@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from mixdq.config import RunConfig, build_config
+from mixdq.evaluation import pace, timing
 from mixdq.testing import tiny_sdxl_pipeline
 from mixdq.workflow import cost, steps
 from mixdq.workflow.session import Session
@@ -61,12 +62,19 @@ def measured_here(monkeypatch) -> Iterator[None]:
 
 
 @pytest.fixture
+def hurried(monkeypatch) -> None:
+    """Time for less long, where times are not the point."""
+    monkeypatch.setattr(pace, "LEAST_SECONDS", 0.001)
+    monkeypatch.setattr(timing, "LEAST_SECONDS", 0.0)
+
+
+@pytest.fixture
 def unreported(monkeypatch) -> None:
     """Leave the report out of all steps, where it is not the point: its plots take as long as all the rest."""
     monkeypatch.setattr(steps, "report", lambda session: session.paths.root / "report.html")
 
 
 @pytest.fixture
-def run(_finished, tmp_path, measured_here) -> Session:
+def run(_finished, tmp_path, measured_here, hurried) -> Session:
     """A finished run, of which no step is asked for."""
     return Session.open(Path(shutil.copytree(_finished, tmp_path / "run")))

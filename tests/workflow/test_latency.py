@@ -77,7 +77,7 @@ def test_time_without_a_table_or_with_another_models_names_the_command(run) -> N
         planning.allocate(run)
 
 
-def test_a_pipeline_in_memory_is_timed_on_copies(tmp_path, configure) -> None:
+def test_a_pipeline_in_memory_is_timed_on_copies(tmp_path, configure, hurried) -> None:
     pipe = tiny_sdxl_pipeline()
     session = Session(tmp_path, configure(), pipe=pipe, everything=True)
     session.change(session.config)

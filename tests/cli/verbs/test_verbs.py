@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from mixdq.cli.main import VERBS, app
 from mixdq.config import build_config
 from mixdq.demo import run as demo
+from mixdq.evaluation import pace, timing
 from mixdq.testing import tiny_sdxl_pipeline
 from mixdq.types.evaluation import Evaluation
 from mixdq.workflow import cost, steps
@@ -24,6 +25,9 @@ from mixdq.workflow.session import Session
 def _measured_here():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cost, "_in_own_process", cost._measure)
+        # How long a call takes is not the point here.
+        patch.setattr(pace, "LEAST_SECONDS", 0.001)
+        patch.setattr(timing, "LEAST_SECONDS", 0.0)
         yield
 
 

@@ -62,10 +62,10 @@ def with_adapters(subject: Any, *seeds: int, dequantized: bool = False) -> Any:
 
 def test_adapters_do_what_they_do_to_the_dequantized_model(weight_only: Any) -> None:
     plain = weight_only.expected()
+    models = [with_adapters(weight_only, 1, 2, dequantized=dequantized) for dequantized in (False, True)]
     for seeds, weights in (((1,), [1.0]), ((1,), [0.4]), ((1, 2), [0.7, 0.6])):
         outputs = []
-        for dequantized in (False, True):
-            model = with_adapters(weight_only, *seeds, dequantized=dequantized)
+        for model in models:
             model.set_adapters([f"number{seed}" for seed in seeds], weights)
             outputs.append(weight_only.run(model))
         torch.testing.assert_close(*outputs, **SAME)
@@ -128,12 +128,12 @@ def test_an_adapter_made_here_is_added_and_casts_stay_refused(subject: Any) -> N
         model.half()
 
 
-@pytest.mark.parametrize("safe", [False, True])
-def test_fusing_is_refused_before_a_code_is_touched(subject: Any, safe: bool) -> None:
+def test_fusing_is_refused_before_a_code_is_touched(subject: Any) -> None:
     model = with_adapters(subject, 1)
     output, codes = subject.run(model), codes_of(model)
-    with pytest.raises(ConfigError, match="fuse it into the float model"):
-        model.fuse_lora(safe_fusing=safe)
+    for safe in (False, True):
+        with pytest.raises(ConfigError, match="fuse it into the float model"):
+            model.fuse_lora(safe_fusing=safe)
     assert same(codes_of(model), codes)
     assert torch.equal(subject.run(model), output)
 
