@@ -78,7 +78,7 @@ def measure(
             origin becomes the table's. Only the scores asked for are returned, whatever else it holds.
         vectors: opens what a sketch found before of the same trials, where each new slice of it goes too: estimates are
             scores only when the last vector is known. Not asked where nothing is to be sketched.
-        progress: told after each slice of a sketch, and after each trial.
+        progress: told after each slice of a sketch, and after each trial measured.
 
     Raises:
         ConfigError: no metric or method has that name, or a metric cannot be sketched.
@@ -124,9 +124,8 @@ def measure(
             log.info("measured %d trials on %d layers (%d were known)", len(trials), len(table), known)
             return known_table(trials, sink)
         kept: VectorSink = vectors() if vectors is not None and missing else {}
-        for score in sketch(desk, team, kept, tolerance=tolerance, progress=progress):
-            if score.key not in sink.done:
-                sink.append(score)
+        for score in sketch(desk, team, kept, done=sink.done, tolerance=tolerance, progress=progress):
+            sink.append(score)
         count = exact_count(trials, method, exact_share)
         while chosen := next_of(trials, table, sink, count):
             exact = {score.key for score in sink.table.scores if score.stderr is None}

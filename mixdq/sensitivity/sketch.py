@@ -10,8 +10,9 @@ backward pass of <v, f> gives these products for every layer and width (`probe`)
 What first order leaves out: the layer's error may be too large for it (2 bits, say), and clipped pixels count nothing.
 """
 
+import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 
 import numpy as np
 
@@ -23,20 +24,29 @@ from mixdq.sensitivity.products import SKETCHED
 from mixdq.sensitivity.resume import VectorSink
 from mixdq.sensitivity.trials import Trial
 from mixdq.types.progress import Progress, no_progress
-from mixdq.types.scores import Score
+from mixdq.types.scores import Score, ScoreKey
+
+log = logging.getLogger(__name__)
 
 TOLERANCE = 0.25
 VECTORS_A_ROUND, MOST_VECTORS = 4, 32
 
 
 def sketch(
-    desk: Desk, team: Team, known: VectorSink, *, tolerance: float = TOLERANCE, progress: Progress = no_progress
+    desk: Desk,
+    team: Team,
+    known: VectorSink,
+    *,
+    done: Set[ScoreKey] = frozenset(),
+    tolerance: float = TOLERANCE,
+    progress: Progress = no_progress,
 ) -> Iterator[Score]:
     """Yield the score of each trial that is sketched at `desk`, metric by metric, with its standard error.
 
     Vectors are added until the median trial's loss is known up to a share `tolerance` of itself (one standard error),
     or there are `MOST_VECTORS`. Those in `known` are not made again, and new ones go there slice by slice. A trial that
-    no gradient reaches, or whose rounding changes nothing, is scored exactly.
+    no gradient reaches, or whose rounding changes nothing, is scored exactly; the log says how many. Scores in `done`
+    are left out, and not measured.
 
     Raises what `Desk.products` and `Desk.score` raise.
     """
@@ -44,25 +54,25 @@ def sketch(
     while left := [metric for metric, one in losses.items() if one.vectors < _wanted(desk, one, tolerance)]:
         rounds = {metric: range(losses[metric].vectors, losses[metric].vectors + VECTORS_A_ROUND) for metric in left}
         total = sum(desk.parts(metric) * _wanted(desk, one, tolerance) for metric, one in losses.items())
-        done = sum(desk.parts(metric) * one.vectors for metric, one in losses.items())
+        made = sum(desk.parts(metric) * one.vectors for metric, one in losses.items())
         slices = _slices(desk, rounds, known, team.workers)
-        done += sum(desk.parts(metric) * VECTORS_A_ROUND for metric in left) - sum(len(one.numbers) for one in slices)
-        progress(done, total, "sketch")
+        made += sum(desk.parts(metric) * VECTORS_A_ROUND for metric in left) - sum(len(one.numbers) for one in slices)
+        progress(made, total, "sketch")
         for one, products in zip(slices, team.map(Desk.products, slices), strict=True):
             known.update(
                 {(one.metric, one.part, number): row for number, row in zip(one.numbers, products, strict=True)}
             )
-            done += len(one.numbers)
-            progress(done, total, "sketch")
+            made += len(one.numbers)
+            progress(made, total, "sketch")
         for metric, numbers in rounds.items():
             parts = range(desk.parts(metric))
             losses[metric].add(
                 np.stack([np.concatenate([known[metric, part, number] for part in parts]) for number in numbers])
             )
     if losses:
-        done = sum(desk.parts(metric) * one.vectors for metric, one in losses.items())
-        progress(done, done, "sketch")
-    yield from _scores(desk, team, losses)
+        made = sum(desk.parts(metric) * one.vectors for metric, one in losses.items())
+        progress(made, made, "sketch")
+    yield from _scores(desk, team, losses, done, progress)
 
 
 def check_sketched(trials: Sequence[Trial]) -> None:
@@ -103,16 +113,25 @@ def _slices(desk: Desk, rounds: Mapping[str, range], known: VectorSink, workers:
     return slices
 
 
-def _scores(desk: Desk, team: Team, losses: Mapping[str, Losses]) -> Iterator[Score]:
-    """Yield the scores, those that no vector tells of measured."""
-    estimates = {metric: one.scores() for metric, one in losses.items()}
-    unknown = [
-        trial
+def _scores(
+    desk: Desk, team: Team, losses: Mapping[str, Losses], done: Set[ScoreKey], progress: Progress
+) -> Iterator[Score]:
+    """Yield the scores that are not done, those that no vector tells of measured."""
+    left = [
+        (trial, score)
         for metric, trials in desk.sketched.items()
-        for trial, score in zip(trials, estimates[metric], strict=True)
-        if score is None
+        for trial, score in zip(trials, losses[metric].scores(), strict=True)
+        if trial.keys[0] not in done
     ]
-    measured = team.map(Desk.score, unknown)
-    for scores in estimates.values():
-        for score in scores:
-            yield score or next(measured)[0]
+    unknown = [trial for trial, score in left if score is None]
+    if unknown:
+        log.warning("gradients tell nothing of %d of %d trials: these are measured exactly", len(unknown), len(left))
+        progress(0, len(unknown), "not sketched")
+    measured = enumerate(team.map(Desk.score, unknown), start=1)
+    for _, score in left:
+        if score is not None:
+            yield score
+            continue
+        number, (exact,) = next(measured)
+        yield exact
+        progress(number, len(unknown), "not sketched")

@@ -77,7 +77,7 @@ def test_an_interrupted_sketch_goes_on_and_gives_the_same_whatever_the_slices_we
     assert not ran
 
 
-def test_what_gradients_tell_nothing_of_is_measured(build_scorer, eight_bit_trials) -> None:
+def test_what_gradients_tell_nothing_of_is_measured_once_and_said(build_scorer, eight_bit_trials, caplog) -> None:
     unseen, unchanged = "mid_block.resnets.0.conv1", "up_blocks.0.resnets.0.conv1"
 
     def build() -> StableDiffusionXLPipeline:
@@ -90,7 +90,9 @@ def test_what_gradients_tell_nothing_of_is_measured(build_scorer, eight_bit_tria
     scorer = build_scorer(build, GenerationSpec())
     trials = eight_bit_trials(scorer, "sqnr")
     some = [trial for trial in trials if trial.layer in (unseen, unchanged)]
-    scores = sketched(some, scorer, {})
+    known: dict[VectorKey, Floats] = {}
+    scores = sketched(some, scorer, known)
+    assert "gradients tell nothing of 4 of 4 trials" in caplog.text
     exact = {score.key: score for score in scores if score.stderr is None}
     assert set(exact) == {
         *((unseen, role, 8, "sqnr") for role in ("weight", "activation")),
@@ -98,6 +100,13 @@ def test_what_gradients_tell_nothing_of_is_measured(build_scorer, eight_bit_tria
     }
     assert all(scorer(trial)[0] == exact[trial.keys[0]] for trial in some)
     assert exact[unchanged, "weight", 8, "sqnr"].value == float("inf")
+    ran: list[int] = []
+    told: list[tuple[int, int, str]] = []
+    scorer.denoiser.register_forward_hook(lambda *_: ran.append(1))
+    done = {score.key for score in scores[:3]}
+    assert sketched(some, scorer, known, done=done, progress=lambda *what: told.append(what)) == scores[3:]
+    assert len(ran) == len(scorer.trace.calls)
+    assert [one for one in told if one[2] != "sketch"] == [(0, 1, "not sketched"), (1, 1, "not sketched")]
 
 
 def test_a_metric_without_a_form_is_refused() -> None:
