@@ -26,6 +26,8 @@ from mixdq.sensitivity.trials import Trial
 
 SKETCHED = ("sqnr", "ssim")
 """The metrics whose form H is known."""
+_NO_MEMORY = ("allocate memory", "not enough memory", "out of memory")
+"""What allocators say in a plain RuntimeError: the CPU's on Linux and on Windows, and that of Apple's GPUs."""
 
 
 class Products:
@@ -102,7 +104,7 @@ class Products:
         for probe in self._probes:
             # Something may be left there of a pass that failed.
             probe.products = None
-        with _explaining(self._scorer.denoiser), probing(self._probes, rows), torch.enable_grad():
+        with _explaining(self._scorer.denoiser, self._checkpointing), probing(self._probes, rows), torch.enable_grad():
             result = forward()
             if not result.requires_grad:
                 raise RuntimeError("its result does not depend on its layers as far as autograd knows")
@@ -156,16 +158,17 @@ def _probes(trials: Sequence[Trial], scorer: TrialScorer) -> tuple[list[Probe], 
 
 
 @contextmanager
-def _explaining(denoiser: nn.Module) -> Iterator[None]:
+def _explaining(denoiser: nn.Module, checkpointing: bool) -> Iterator[None]:
     """Say in the user's words why there is no backward pass."""
     try:
         yield
     except (RuntimeError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in reason:
+        reason = str(error).strip().partition("\n")[0] or repr(error)
+        if isinstance(error, torch.OutOfMemoryError) or any(text in reason for text in _NO_MEMORY):
+            saving = "" if checkpointing else "sensitivity.checkpointing = true, one more forward pass a backward; or "
             raise UnsupportedModelError(
-                f"no memory for a backward pass ({reason}). Set sensitivity.checkpointing = true, which costs one more "
-                "forward pass a backward; or a smaller generation.batch_size; or sensitivity.method = 'exact'"
+                f"no memory for a backward pass ({reason}). Set {saving}a smaller generation.batch_size; "
+                "or sensitivity.method = 'exact'"
             ) from error
         raise UnsupportedModelError(
             f"{type(denoiser).__name__}: no gradient reaches its layers ({reason}); set sensitivity.method = 'exact'"

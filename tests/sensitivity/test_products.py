@@ -1,3 +1,4 @@
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -6,8 +7,10 @@ import torch
 
 from mixdq.errors import NonFiniteError, UnsupportedModelError
 from mixdq.pipeline.generate import GenerationSpec
-from mixdq.sensitivity.products import Products
+from mixdq.sensitivity.products import Products, _explaining
 from mixdq.testing import fingerprint, tiny_sdxl_pipeline
+
+NET = torch.nn.Identity()
 
 
 def test_vectors_do_not_depend_on_the_slice_or_the_batch_they_come_in(build_scorer, eight_bit_trials) -> None:
@@ -40,6 +43,28 @@ def test_a_denoiser_without_gradients_is_refused_in_words(build_scorer, eight_bi
     scorer.denoiser.conv_out.register_forward_hook(lambda _, __, output: output.detach())
     with pytest.raises(UnsupportedModelError, match=r"UNet2DConditionModel: no gradient.*method = 'exact'"):
         Products(trials, scorer, "sqnr")(0, [0])
+
+
+@pytest.mark.parametrize(
+    ("error", "said", "advice"),
+    [
+        (RuntimeError("MPS backend out of memory (MPS allocated: 17 GB)\nmore"), "no memory for a backward pass", True),
+        (RuntimeError("DefaultCPUAllocator: not enough memory: you tried"), "no memory for a backward pass", True),
+        (torch.OutOfMemoryError(), "no memory for a backward pass", True),
+        (NotImplementedError(), "no gradient reaches its layers (NotImplementedError())", False),
+    ],
+)
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_why_there_is_no_backward_pass_is_said_with_what_is_left_to_set(
+    error: RuntimeError, said: str, advice: bool, checkpointing: bool
+) -> None:
+    with pytest.raises(UnsupportedModelError, match=re.escape(said)) as caught, _explaining(NET, checkpointing):
+        raise error
+    text = str(caught.value)
+    assert "\n" not in text
+    assert "sensitivity.method = 'exact'" in text
+    assert ("generation.batch_size" in text) == advice
+    assert ("sensitivity.checkpointing = true" in text) == (advice and not checkpointing)
 
 
 def test_memory_that_does_not_suffice_is_refused_with_what_to_set(build_scorer, eight_bit_trials) -> None:

@@ -127,7 +127,7 @@ class _Crew:
                 raise error.cause from None
             result = error.cause
         except errors.RayError as error:
-            self._replace(worker, str(error))
+            self._replace(worker, str(error).strip() or repr(error))
             return piece, None
         self._idle.append(worker)
         if piece is not None:
