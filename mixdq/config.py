@@ -65,9 +65,9 @@ class SensitivityConfig(_Section):
     """How the cost of each layer is measured, and by whom: `engine` is "local", or "ray" for a cluster.
 
     `address` is the Ray cluster's, "host:port" or "auto"; without one it is started on this machine. `method` is
-    "exact", every row as published; "sketch", all rows estimated from some backward passes, to a standard error of
-    `tolerance` of the median row's loss; or "hybrid", sketched, and the share `exact_share` of the rows that matter
-    most measured exactly. `checkpointing` saves memory in backward passes at the cost of time.
+    "exact", every row as published; "sketch", all rows estimated from some backward passes, 32 a picture at most, to a
+    standard error of `tolerance` of the median row's loss; or "hybrid", sketched, and the share `exact_share` of the
+    rows that matter most measured exactly. `checkpointing` saves memory in backward passes at the cost of time.
     """
 
     prompts: str | None = None

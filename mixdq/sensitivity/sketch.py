@@ -44,9 +44,9 @@ def sketch(
     """Yield the score of each trial that is sketched at `desk`, metric by metric, with its standard error.
 
     Vectors are added until the median trial's loss is known up to a share `tolerance` of itself (one standard error),
-    or there are `MOST_VECTORS`. Those in `known` are not made again, and new ones go there slice by slice. A trial that
-    no gradient reaches, or whose rounding changes nothing, is scored exactly; the log says how many. Scores in `done`
-    are left out, and not measured.
+    or there are `MOST_VECTORS`; of a tolerance that these do not reach the log warns. Those in `known` are not made
+    again, and new ones go there slice by slice. A trial that no gradient reaches, or whose rounding changes nothing, is
+    scored exactly; the log says how many. Scores in `done` are left out, and not measured.
 
     Raises what `Desk.products` and `Desk.score` raise.
     """
@@ -72,6 +72,16 @@ def sketch(
     if losses:
         made = sum(desk.parts(metric) * one.vectors for metric, one in losses.items())
         progress(made, made, "sketch")
+    for metric, one in losses.items():
+        if one.error > tolerance:
+            log.warning(
+                "%s: after %d vectors, the most there are, the median loss is known to %.2g of itself, not to "
+                "tolerance = %g; more prompts make it better",
+                metric,
+                one.vectors,
+                one.error,
+                tolerance,
+            )
     yield from _scores(desk, team, losses, done, progress)
 
 

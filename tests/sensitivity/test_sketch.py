@@ -1,3 +1,4 @@
+import re
 from collections.abc import Sequence
 
 import pytest
@@ -31,7 +32,7 @@ def sketched(
     [(10.0, VECTORS_A_ROUND, VECTORS_A_ROUND), (0.25, 8, 20), (1e-9, MOST_VECTORS, MOST_VECTORS)],
 )
 def test_vectors_are_added_until_the_median_loss_is_known_well_enough(
-    build_scorer, eight_bit_trials, tolerance: float, fewest: int, most: int
+    build_scorer, eight_bit_trials, caplog, tolerance: float, fewest: int, most: int
 ) -> None:
     """Three pictures and n vectors leave an error of about sqrt(2 / 3 n): 0.25 of the loss for n = 11."""
     scorer = build_scorer(tiny_sdxl_pipeline, GenerationSpec())
@@ -42,6 +43,10 @@ def test_vectors_are_added_until_the_median_loss_is_known_well_enough(
     assert [score.key for score in scores] == [trial.keys[0] for trial in trials]
     assert all(score.stderr for score in scores)
     assert fewest <= len(known) <= most
+    out_of_reach = re.search(r"after 32 vectors.* known to (0\.\d+) of itself, not to tolerance = 1e-09", caplog.text)
+    assert bool(out_of_reach) == ("tolerance" in caplog.text) == (tolerance == 1e-9)
+    if out_of_reach:
+        assert float(out_of_reach[1]) == pytest.approx((2 / 96) ** 0.5, rel=0.3)
     assert known.keys() == {("sqnr", 0, number) for number in range(len(known))}
     assert [done for done, _, _ in told] == sorted(done for done, _, _ in told)
     assert told[0] == (0, told[0][1], "sketch")
