@@ -5,14 +5,14 @@ Rows stay as measured: near the noise floor they are not monotone in bits, and n
 
 import hashlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from types import MappingProxyType
 
 from mixdq.errors import ConfigError
 from mixdq.metrics.base import METRICS
 from mixdq.pipeline.family import ModelFamily, Pipeline
 from mixdq.pipeline.generate import GenerationSpec
-from mixdq.pipeline.trace import record_calls
+from mixdq.pipeline.trace import Trace, record_calls
 from mixdq.sensitivity.desk import Desk
 from mixdq.sensitivity.engines.base import Engine, Team
 from mixdq.sensitivity.engines.local import run_local
@@ -81,7 +81,8 @@ def measure(
         progress: told after each slice of a sketch, and after each trial measured.
 
     Raises:
-        ConfigError: no metric or method has that name, or a metric cannot be sketched.
+        ConfigError: no metric or method has that name, a metric cannot be sketched, or the window is wider than the
+            pictures.
         UnsupportedModelError: the model cannot be differentiated, or there is no memory for it.
         CalibrationError: the record is not of this model.
         NonFiniteError: a trial gives NaN, and the layer is named; or the floating-point model does.
@@ -98,12 +99,14 @@ def measure(
     if is_complete(trials, table, sink, method=method, exact_share=exact_share):
         progress(len(trials), len(trials), "sensitivity")
         return known_table(trials, sink)
+    trace = record_calls(pipe, family, prompts, spec, batch_size=batch_size)
+    _check_comparable(trace, {metric for trial in trials for metric in trial.metrics}, ssim_window)
     scorer = TrialScorer(
         pipe=pipe,
         denoiser=family.denoiser(pipe),
         layers={layer.name: layer for layer in table},
         record=record,
-        trace=record_calls(pipe, family, prompts, spec, batch_size=batch_size),
+        trace=trace,
         ssim_window=ssim_window,
         symmetric=symmetric,
         rounding=rounding,
@@ -142,6 +145,16 @@ def _run(team: Team, trials: Sequence[Trial], sink: Sink, done: int, total: int,
             sink.append(score)
             log.debug("%s %s %d: %s %.6g", score.layer, score.role, score.num_bits, score.metric, score.value)
         progress(number, total, "sensitivity")
+
+
+def _check_comparable(trace: Trace, metrics: Set[str], ssim_window: int) -> None:
+    """Return if the metrics can compare something with what was recorded; said before anything is measured."""
+    height, width = trace.pictures.shape[-2:]
+    if "ssim" in metrics and ssim_window > min(height, width):
+        raise ConfigError(
+            f"sensitivity.ssim_window = {ssim_window}: the pictures are {width} x {height} pixels; "
+            f"expected an odd number from 3 to {min(height, width)}"
+        )
 
 
 def _digest(prompts: Sequence[str]) -> str:

@@ -13,6 +13,7 @@ from mixdq.pipeline.family import find_family
 from mixdq.pipeline.generate import GenerationSpec
 from mixdq.pipeline.layers import list_layers
 from mixdq.sensitivity.measure import METRIC_OF, measure
+from mixdq.sensitivity.resume import MemorySink
 from mixdq.sensitivity.state import is_complete, known_table
 from mixdq.sensitivity.trials import list_trials
 from mixdq.store.table_file import SensitivityLog, read_sensitivity, write_sensitivity
@@ -220,3 +221,11 @@ def test_a_method_or_metric_that_cannot_be_is_refused_before_anything_runs() -> 
         measured(method="guess")
     with pytest.raises(ConfigError, match="metric psnr can be measured exactly only"):
         measured(method="sketch", metric_of={"content": ("psnr",), "quality": ("sqnr",)})
+
+
+@pytest.mark.parametrize("method", ["exact", "sketch"])
+def test_a_window_wider_than_the_pictures_is_refused_before_anything_is_measured(method: str) -> None:
+    sink = MemorySink({})
+    with pytest.raises(ConfigError, match=r"sensitivity.ssim_window = 511: the pictures are .* from 3 to "):
+        measured(method=method, ssim_window=511, resume=sink)
+    assert not sink.done
