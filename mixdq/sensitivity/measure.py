@@ -8,7 +8,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence, Set
 from types import MappingProxyType
 
-from mixdq.errors import ConfigError
+from mixdq.errors import ConfigError, NonFiniteError
 from mixdq.metrics.base import METRICS
 from mixdq.pipeline.family import ModelFamily, Pipeline
 from mixdq.pipeline.generate import GenerationSpec
@@ -85,7 +85,8 @@ def measure(
             pictures.
         UnsupportedModelError: the model cannot be differentiated, or there is no memory for it.
         CalibrationError: the record is not of this model.
-        NonFiniteError: a trial gives NaN, and the layer is named; or the floating-point model does.
+        NonFiniteError: a trial gives NaN, and the layer is named; or the floating-point model does, or its denoiser
+            gives zeros alone.
     """
     if method not in METHODS:
         raise ConfigError(f"method = {method!r}: expected one of {', '.join(METHODS)}")
@@ -155,6 +156,12 @@ def _check_comparable(trace: Trace, metrics: Set[str], ssim_window: int) -> None
             f"sensitivity.ssim_window = {ssim_window}: the pictures are {width} x {height} pixels; "
             f"expected an odd number from 3 to {min(height, width)}"
         )
+    for number, call in enumerate(trace.calls if "sqnr" in metrics else ()):
+        told = call.output.flatten(1).any(1).tolist()
+        if not all(told):
+            where = f"row {told.index(False)} of denoiser call {number}"
+            text = "the model gives zeros alone, to which no noise has a ratio. Are its last layer's weights zero?"
+            raise NonFiniteError(f"{where}: {text}", where=where)
 
 
 def _digest(prompts: Sequence[str]) -> str:

@@ -229,3 +229,16 @@ def test_a_window_wider_than_the_pictures_is_refused_before_anything_is_measured
     with pytest.raises(ConfigError, match=r"sensitivity.ssim_window = 511: the pictures are .* from 3 to "):
         measured(method=method, ssim_window=511, resume=sink)
     assert not sink.done
+
+
+@pytest.mark.parametrize("method", ["exact", "sketch"])
+def test_a_denoiser_that_gives_zeros_alone_is_refused_before_anything_is_measured(method: str) -> None:
+    pipe, sink = tiny_sdxl_pipeline(), MemorySink({})
+
+    def silence(_: object, __: object, output: torch.Tensor) -> torch.Tensor:
+        return output * torch.tensor([1.0, 0.0]).reshape(2, 1, 1, 1)
+
+    pipe.unet.conv_out.register_forward_hook(silence)
+    with pytest.raises(NonFiniteError, match="row 1 of denoiser call 0: the model gives zeros alone"):
+        measure(pipe, FAMILY, TABLE, RECORD, PROMPTS, SPEC, method=method, resume=sink)
+    assert not sink.done
