@@ -24,7 +24,7 @@ from mixdq.sensitivity.trials import Trial, by_metric, list_trials, without
 from mixdq.types.layers import Group, LayerTable
 from mixdq.types.plan import ACTIVATION_CHOICES, WEIGHT_CHOICES, Activations
 from mixdq.types.progress import Progress, no_progress
-from mixdq.types.scores import SensitivityTable
+from mixdq.types.scores import ScoreKey, SensitivityTable
 from mixdq.types.tensors import CalibrationRecord
 
 log = logging.getLogger(__name__)
@@ -132,9 +132,9 @@ def measure(
             sink.append(score)
         count = exact_count(trials, method, exact_share)
         while chosen := next_of(trials, table, sink, count):
-            exact = {score.key for score in sink.table.scores if score.stderr is None}
-            _run(team, without(chosen, exact), sink, measured(trials, sink), count, progress)
-    log.info("estimated %d trials on %d layers, and measured %d of them", len(trials), len(table), count)
+            _run(team, without(chosen, _exact(sink)), sink, measured(trials, sink), count, progress)
+    left = without(trials, _exact(sink))
+    log.info("scored %d trials on %d layers, %d of them exactly", len(trials), len(table), len(trials) - len(left))
     return known_table(trials, sink)
 
 
@@ -146,6 +146,11 @@ def _run(team: Team, trials: Sequence[Trial], sink: Sink, done: int, total: int,
             sink.append(score)
             log.debug("%s %s %d: %s %.6g", score.layer, score.role, score.num_bits, score.metric, score.value)
         progress(number, total, "sensitivity")
+
+
+def _exact(sink: Sink) -> set[ScoreKey]:
+    """Return what is known exactly."""
+    return {score.key for score in sink.table.scores if score.stderr is None}
 
 
 def _check_comparable(trace: Trace, metrics: Set[str], ssim_window: int) -> None:

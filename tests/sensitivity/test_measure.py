@@ -242,3 +242,23 @@ def test_a_denoiser_that_gives_zeros_alone_is_refused_before_anything_is_measure
     with pytest.raises(NonFiniteError, match="row 1 of denoiser call 0: the model gives zeros alone"):
         measure(pipe, FAMILY, TABLE, RECORD, PROMPTS, SPEC, method=method, resume=sink)
     assert not sink.done
+
+
+def test_the_log_counts_what_was_measured_not_what_was_to_be(caplog) -> None:
+    pipe, unseen = tiny_sdxl_pipeline(), "up_blocks.0.resnets.1.conv_shortcut"
+    pipe.unet.get_submodule(unseen).register_forward_hook(lambda _, __, output: output.detach())
+    with caplog.at_level("INFO", logger="mixdq.sensitivity.measure"):
+        found = measure(
+            pipe,
+            FAMILY,
+            TABLE,
+            RECORD,
+            PROMPTS,
+            SPEC,
+            method="sketch",
+            tolerance=10.0,
+            metric_of={"quality": ("sqnr",)},
+        )
+    exact = [score for score in found.scores if score.stderr is None]
+    assert {score.layer for score in exact} == {unseen}
+    assert f"scored {len(found.scores)} trials on 4 layers, {len(exact)} of them exactly" in caplog.text
