@@ -60,6 +60,9 @@ def find_pairs(
             and METRIC_OF[layers[name].group] == metric
             and bits in {getattr(one, role) for one in widths[name]}
         ]
+        if not kept:
+            # All layers of the group keep their bits.
+            continue
         mine = [of_metric[index] for index in kept]
         weights = [1.0 if error_model is None else error_model.weights[layers[n].group][role] for n, role, _ in mine]
         taken = products[metric][:, :, kept] * np.sqrt(weights)
@@ -75,6 +78,8 @@ def find_pairs(
         terms.append(term[first, second])
         chances.append(chance[first, second])
         names += mine
+    if not names:
+        return {}
     real = np.flatnonzero(discoveries(np.concatenate(chances), FALSE_DISCOVERIES))
     places = zip(np.concatenate(firsts)[real], np.concatenate(seconds)[real], strict=True)
     values = np.concatenate(terms)[real].tolist()

@@ -1,4 +1,5 @@
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -104,6 +105,18 @@ def test_the_plan_that_knows_of_pairs_loses_less() -> None:
     every = [dict(zip("abcdef", widths, strict=True)) for widths in itertools.product((4, 8), repeat=6)]
     best = min(case.loss(one) for one in every if sum(one.values()) <= 30)
     assert best <= losses[1] < losses[0]
+
+
+def test_a_group_whose_layers_keep_their_bits_has_no_pairs_and_hinders_no_other() -> None:
+    case = Case(0, vectors=32)
+    products = {"sqnr": case.products, "ssim": case.products}
+    program = joint.build_program(case.table, case.scores, BUDGET)
+    # None of the layers that "ssim" tells of is to be given bits.
+    columns = {"ssim": tuple(("g", role, bits) for _, role, bits in case.columns), "sqnr": case.columns}
+    assert find_pairs(program, columns, products, 100) == case.find()
+    keep = replace(BUDGET, weight_bits=16.0, keep=tuple("abcdef"))
+    program = joint.build_program(case.table, case.scores, keep)
+    assert find_pairs(program, columns, products, 100) == {}
 
 
 def test_an_error_model_weighs_terms_as_it_weighs_losses() -> None:
