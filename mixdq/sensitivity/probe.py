@@ -130,7 +130,7 @@ def probing(probes: Sequence[Probe], rows: int) -> Iterator[None]:
     with ExitStack() as stack:
         for probe in probes:
             before, after = _hooks(probe, anchor, rows)
-            stack.callback(probe.module.register_forward_pre_hook(before).remove)
+            stack.callback(probe.module.register_forward_pre_hook(before, with_kwargs=True).remove)
             stack.callback(probe.module.register_forward_hook(after).remove)
         yield
 
@@ -170,15 +170,16 @@ class _Before(torch.autograd.Function):
 def _hooks(probe: Probe, anchor: Tensor, rows: int) -> tuple[Callable[..., Any], Callable[..., Any]]:
     calls: list[_Call] = []
 
-    def before(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        x = args[0]
+    def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        x = args[0] if args else kwargs["input"]
         if x.shape[0] != rows:
             raise ConfigError(
                 f"{probe.layer.name}: its input is {list(x.shape)}, expected {rows} rows, one a picture, to tell the "
                 "pictures' gradients apart; set sensitivity.method = 'exact'"
             )
         calls.append(_Call(probe))
-        return (_Before.apply(x, anchor, calls[-1]), *args[1:])  # type: ignore[no-untyped-call]
+        watched = _Before.apply(x, anchor, calls[-1])  # type: ignore[no-untyped-call]
+        return (watched, *args[1:]), {name: value for name, value in kwargs.items() if name != "input"}
 
     def after(_: nn.Module, __: tuple[Any, ...], output: Tensor) -> None:
         call = calls.pop()

@@ -108,6 +108,13 @@ def test_a_layer_that_runs_twice_adds_both_up() -> None:
     assert torch.allclose(products(probe, lambda: module(module(x)), v), first + second, atol=1e-4)
 
 
+@pytest.mark.parametrize("module", [nn.Linear(6, 5), nn.Conv2d(6, 5, 1)])
+def test_a_layer_may_be_called_by_keyword(module: nn.Linear | nn.Conv2d) -> None:
+    x = torch.randn(ROWS, 6) if isinstance(module, nn.Linear) else torch.randn(ROWS, 6, 4, 4)
+    probe, v = probe_of(module), torch.randn_like(module(x))
+    assert torch.equal(products(probe, lambda: module(input=x), v), products(probe, lambda: module(x), v))
+
+
 def test_checkpointing_changes_nothing_and_several_passes_may_share_a_graph() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 6), nn.SiLU(), nn.Linear(6, 6)).requires_grad_(False)
