@@ -27,7 +27,8 @@ from mixdq.types.plan import FLOAT_BITS, Activations, BitPlan, LayerBits
 from mixdq.types.progress import Progress, no_progress
 from mixdq.types.tensors import CalibrationRecord
 from mixdq.workflow.doctor import machine_facts
-from mixdq.workflow.planning import LATENCY, latency_origin
+from mixdq.workflow.origins import latency_origin
+from mixdq.workflow.planning import LATENCY
 from mixdq.workflow.session import Session
 from mixdq.workflow.settings import evaluation_prompts
 

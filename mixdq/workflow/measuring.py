@@ -14,13 +14,14 @@ from mixdq.sensitivity import measure as sensitivity
 from mixdq.sensitivity.resume import MemorySink, Sink, VectorSink
 from mixdq.sensitivity.state import is_complete, known_table
 from mixdq.sensitivity.trials import Trial, by_metric, list_trials
+from mixdq.store.aside import aside
 from mixdq.store.sketch_file import SketchLog
 from mixdq.store.table_file import SensitivityLog, read_sensitivity
 from mixdq.types.layers import Group, LayerTable
 from mixdq.types.scores import SensitivityTable
 from mixdq.types.tensors import CalibrationRecord
-from mixdq.workflow import planning
-from mixdq.workflow.session import Session, aside
+from mixdq.workflow import origins, planning
+from mixdq.workflow.session import Session
 from mixdq.workflow.settings import engine_of, sensitivity_prompts
 
 T = TypeVar("T")
@@ -38,7 +39,7 @@ def measure(
     config, path = session.config, session.paths.sensitivity
     settings = config.sensitivity
     estimated = settings.method != "exact"
-    origin = planning.sensitivity_origin(session)
+    origin = origins.sensitivity_origin(session)
     trials = list_trials(table, config.allocation.weight_choices, config.allocation.activation_choices, metric_of)
     if estimated and (exact := _exact(session, table, trials)):
         session.say_up_to_date(path)
@@ -82,7 +83,7 @@ def _exact(session: Session, table: LayerTable, trials: Sequence[Trial]) -> Sink
         # What is wrong with it is said where it is opened.
         return None
     found = MemorySink(scores.origin, scores.scores)
-    return found if planning.is_exact(session, scores) and is_complete(trials, table, found) else None
+    return found if origins.is_exact(session, scores) and is_complete(trials, table, found) else None
 
 
 def _vectors(session: Session, trials: Sequence[Trial]) -> VectorSink:
@@ -90,7 +91,7 @@ def _vectors(session: Session, trials: Sequence[Trial]) -> VectorSink:
         metric: tuple((trial.layer, trial.role, trial.num_bits) for trial in of_metric)
         for metric, of_metric in by_metric(trials).items()
     }
-    origin = planning.sketch_origin(session, columns)
+    origin = origins.sketch_origin(session, columns)
     return _opened(session, session.paths.root / planning.SKETCH, lambda path: SketchLog.open(path, columns, origin))
 
 

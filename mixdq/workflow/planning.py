@@ -20,13 +20,13 @@ from mixdq.store.artifact import digest_of, digest_of_file, expect_origin
 from mixdq.store.latency_file import read_latency
 from mixdq.store.objective_file import read_objective
 from mixdq.store.plan_file import read_plan, write_plan
-from mixdq.store.sketch_file import Columns, read_sketch
+from mixdq.store.sketch_file import read_sketch
 from mixdq.store.table_file import read_estimates, read_layers, read_sensitivity
 from mixdq.types.layers import LayerTable
 from mixdq.types.plan import BitPlan
 from mixdq.types.scores import SensitivityTable
-from mixdq.workflow.session import Session, prompts_digest
-from mixdq.workflow.settings import generation_of, sensitivity_prompts
+from mixdq.workflow.origins import is_exact, latency_origin, sensitivity_origin, sketch_origin
+from mixdq.workflow.session import Session
 
 log = logging.getLogger(__name__)
 
@@ -98,70 +98,6 @@ def sketch_of(config: RunConfig, sensitivity: Path) -> Path:
     return path
 
 
-def sensitivity_origin(session: Session, method: str | None = None) -> dict[str, str]:
-    """Return what the sensitivity table of a run must have been made from, by its method or another one.
-
-    The calibration's digest is absent where there is no calibration: the two tables are all that allocation needs.
-    """
-    config = session.config
-    sketched = config.sensitivity
-    method = method or sketched.method
-    return {
-        **_measured_on(session),
-        "settings": digest_of(
-            [
-                *_measured_as(config),
-                # Tables that were measured before there was another way stay good.
-                *([] if method == "exact" else [method, sketched.tolerance]),
-                *([sketched.exact_share] if method == "hybrid" else []),
-            ]
-        ),
-    }
-
-
-def sketch_origin(session: Session, columns: Columns) -> dict[str, str]:
-    """Return what the vectors of a run's sketch must have been made from; how many are wanted does not count."""
-    config = session.config
-    return {
-        **_measured_on(session),
-        "settings": digest_of([*_measured_as(config), config.generation.batch_size]),
-        "columns": digest_of(columns),
-    }
-
-
-def _measured_on(session: Session) -> dict[str, str]:
-    calibration = session.paths.calibration
-    return {
-        **({"calibration": digest_of_file(calibration)} if calibration.exists() else {}),
-        "prompts": prompts_digest(sensitivity_prompts(session.config)),
-    }
-
-
-def _measured_as(config: RunConfig) -> list[object]:
-    return [
-        config.sensitivity.ssim_window,
-        config.conversion.symmetric,
-        config.conversion.rounding,
-        config.conversion.activations,
-        generation_of(config),
-    ]
-
-
-def latency_origin(session: Session, table: LayerTable) -> dict[str, str]:
-    """Return what the latency table of a run must have been made from."""
-    config = session.config
-    return {
-        "layers": session.layers_digest(table),
-        "settings": digest_of(
-            [
-                config.allocation.model_dump(mode="json", include={"weight_choices", "activation_choices", "keep"}),
-                config.conversion.model_dump(mode="json"),
-                generation_of(config),
-            ]
-        ),
-    }
-
-
 def write_plans(folder: Path, plans: Sequence[BitPlan]) -> None:
     """Write the plans into a folder of their own, whole or not at all; what was there before is replaced."""
     partial, old = folder.with_name(f".{folder.name}.partial"), folder.with_name(f".{folder.name}.old")
@@ -223,11 +159,6 @@ def scores_of(session: Session) -> SensitivityTable:
             f"{path}: the analysis was interrupted, or was of other widths; `{remeasure}` goes on with it"
         )
     return scores
-
-
-def is_exact(session: Session, scores: SensitivityTable) -> bool:
-    """Return whether a table was measured exactly from what the run has now: as good as what any method would find."""
-    return scores.origin == sensitivity_origin(session, method="exact")
 
 
 def _table(session: Session) -> LayerTable:

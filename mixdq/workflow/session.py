@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, TypeVar
 from mixdq.config import RunConfig, dump_config, load_config
 from mixdq.errors import ArtifactError, ArtifactFormatError, ConfigError, StaleArtifactError
 from mixdq.store.artifact import atomic_write, digest_of, digest_of_file, expect_origin
+from mixdq.store.aside import aside
 from mixdq.store.table_file import read_layers
 from mixdq.types.layers import LayerTable
 from mixdq.types.progress import Progress, no_progress
@@ -281,16 +282,6 @@ class Session:
             remedy = f"`rm -r {path}` and then the same command" if self.everything else f"`{command}`"
             text, count = re.subn(r"`mixdq \w+`", lambda _: remedy, str(error))
             raise ArtifactFormatError(text if count else f"{text}. To have it made again: {remedy}.") from error
-
-
-def aside(path: Path) -> Path:
-    """Rename a file that cannot be gone on with, so that nothing is lost, and return its new name."""
-    number = 1
-    while (kept := path.with_name(f"{path.stem}.old{number}{path.suffix}")).exists():
-        number += 1
-    path.rename(kept)
-    log.warning("%s cannot be gone on with; kept as %s", path, kept.name)
-    return kept
 
 
 def prompts_digest(prompts: Sequence[str]) -> str:

@@ -8,7 +8,7 @@ from mixdq.store.artifact import digest_of_file
 from mixdq.store.plan_file import read_plan
 from mixdq.store.sketch_file import SketchLog
 from mixdq.store.table_file import read_sensitivity, write_sensitivity
-from mixdq.workflow import planning, steps
+from mixdq.workflow import origins, planning, steps
 from mixdq.workflow.settings import with_budget, with_engine
 
 
@@ -109,13 +109,13 @@ def paired(run):
     joint = run.config.allocation.model_copy(update={"program": "joint", "pairs": 9})
     sketched = run.config.sensitivity.model_copy(update={"method": "sketch"})
     run.config = run.config.model_copy(update={"allocation": joint, "sensitivity": sketched})
-    write_sensitivity(run.paths.sensitivity, replace(exact, origin=planning.sensitivity_origin(run)))
+    write_sensitivity(run.paths.sensitivity, replace(exact, origin=origins.sensitivity_origin(run)))
     columns = {
         metric: tuple((s.layer, s.role, s.num_bits) for s in exact.scores if s.metric == metric)
         for metric in ("sqnr", "ssim")
     }
     signs = np.random.default_rng(0).choice([-1.0, 1.0], size=16)
-    SketchLog.open(run.paths.root / planning.SKETCH, columns, planning.sketch_origin(run, columns)).update(
+    SketchLog.open(run.paths.root / planning.SKETCH, columns, origins.sketch_origin(run, columns)).update(
         {
             (metric, 0, number): sign * 2.0 ** -np.array([[bits for _, _, bits in of_metric]])
             for metric, of_metric in columns.items()

@@ -3,7 +3,7 @@ import pytest
 from mixdq.config import load_config
 from mixdq.errors import ArtifactError, ArtifactFormatError, ConfigError, StaleArtifactError
 from mixdq.testing import tiny_sdxl_pipeline
-from mixdq.workflow.session import RunPaths, Session, aside, prompts_digest
+from mixdq.workflow.session import RunPaths, Session, prompts_digest
 
 
 class Step:
@@ -137,14 +137,6 @@ def test_model_on_disk_is_known_by_its_weights_and_nothing_else_is(run, configur
     assert len(seen) == 2
     assert Session(tmp_path, configure(model={"path": "owner/model"})).weights == {}
     assert Session(tmp_path, run.config, pipe=tiny_sdxl_pipeline()).weights == {}
-
-
-def test_nothing_that_is_put_aside_is_lost(tmp_path) -> None:
-    path = tmp_path / "a.csv"
-    for number in (1, 2):
-        path.write_text(str(number))
-        assert aside(path) == tmp_path / f"a.old{number}.csv"
-    assert [(tmp_path / f"a.old{n}.csv").read_text() for n in (1, 2)] == ["1", "2"]
 
 
 def test_order_of_prompts_counts() -> None:
