@@ -49,13 +49,16 @@ def quantize(
     seed: int = 0,
     backend: str | None = None,
     activations: Activations = "static",
+    method: str = "hybrid",
+    checkpointing: bool = False,
     output: str | Path | None = None,
     progress: Progress = no_progress,
 ) -> Pipeline:
     """Return the pipeline with its denoiser quantized within the budget; all steps of the method are done.
 
     A pipeline that is handed over loaded is changed in place and returned. `prompts` is a UTF-8 file, one a line.
-    `activations` are "static", scaled as calibrated, or "dynamic", scaled at run time.
+    `activations` are "static", scaled as calibrated, or "dynamic", scaled at run time. `method` and `checkpointing` say
+    how sensitivities are found, as in `SensitivityConfig`.
     With `output` the folder holds everything that `mixdq quantize` writes, report included, an interrupted call goes
     on from there, and `output/model` is the saved pipeline.
 
@@ -75,6 +78,7 @@ def quantize(
                 "seed": seed,
             },
             "calibration": {"prompts": None if prompts is None else str(prompts)},
+            "sensitivity": {"method": method, "checkpointing": checkpointing},
             "allocation": {"weight_bits": float(weight_bits), "activation_bits": float(activation_bits)},
             "conversion": {"activations": activations} | ({} if backend is None else {"backend": backend}),
         },
@@ -140,12 +144,13 @@ def measure(
     spec: GenerationSpec | None = None,
     activations: Activations = "static",
     method: str = "hybrid",
+    checkpointing: bool = False,
     progress: Progress = no_progress,
 ) -> SensitivityTable:
     """Return what each layer costs at each width: SSIM of content layers, SQNR of the others.
 
-    `activations` are those that `apply` will be told; `method` is "exact", "sketch" or "hybrid", as in
-    `SensitivityConfig`.
+    `activations` are those that `apply` will be told; `method` is "exact", "sketch" or "hybrid", and `checkpointing`
+    saves its backward passes memory at the cost of time, as in `SensitivityConfig`.
     """
     pipe = load_pipeline(model)
     return sensitivity.measure(
@@ -157,6 +162,7 @@ def measure(
         spec or GenerationSpec(),
         activations=activations,
         method=method,
+        checkpointing=checkpointing,
         progress=progress,
     )
 

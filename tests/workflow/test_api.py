@@ -6,12 +6,12 @@ import torch
 from diffusers import DiffusionPipeline
 
 import mixdq
-from mixdq.config import RunConfig, build_config
+from mixdq.config import RunConfig, build_config, load_config
 from mixdq.errors import ConfigError, InfeasibleBudgetError
 from mixdq.runtime.layer import QuantizedLayer
 from mixdq.testing import fingerprint, tiny_sdxl_pipeline
 from mixdq.types.plan import Budget
-from mixdq.workflow import api
+from mixdq.workflow import api, steps
 
 PROMPTS = ("a dog", "a cat")
 SMALL = Budget(
@@ -114,6 +114,20 @@ def test_loaded_pipeline_with_a_folder_is_changed_in_place_and_saved(model, tmp_
     assert torch.equal(pictures, mixdq.generate(other, PROMPTS))
 
 
+def test_sensitivities_are_found_as_asked_for(tmp_path, prompts_file, monkeypatch) -> None:
+    asked = []
+
+    def stop(session) -> None:
+        asked.append(session.config.sensitivity)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(steps, "run", stop)
+    with pytest.raises(KeyboardInterrupt):
+        mixdq.quantize("nowhere", output=tmp_path, prompts=prompts_file, method="exact", checkpointing=True)
+    assert (asked[0].method, asked[0].checkpointing) == ("exact", True)
+    assert load_config(tmp_path / "config.toml").sensitivity == asked[0]
+
+
 def test_pictures_depend_on_seed_and_place_alone(model) -> None:
     pictures = mixdq.generate(model, PROMPTS, seed=3)
     # Batches of two and of one differ by float rounding alone; another seed gives another picture.
@@ -127,6 +141,8 @@ def test_wrong_settings_are_refused_before_the_model_is_touched(tmp_path) -> Non
         mixdq.quantize(tmp_path / "nowhere", weight_bits=1)
     with pytest.raises(ConfigError, match=r"conversion\.activations"):
         mixdq.quantize(tmp_path / "nowhere", activations="dynamc")
+    with pytest.raises(ConfigError, match=r"sensitivity\.method"):
+        mixdq.quantize(tmp_path / "nowhere", method="exakt")
     with pytest.raises(ConfigError, match="steps = 0"):
         mixdq.generate(tmp_path / "nowhere", PROMPTS, steps=0)
 
