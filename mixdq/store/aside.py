@@ -1,6 +1,8 @@
 """Files that cannot be gone on with: kept under another name, so that nothing is lost."""
 
 import logging
+from collections.abc import Iterator
+from itertools import count, takewhile
 from pathlib import Path
 
 log = logging.getLogger(__name__)
@@ -8,9 +10,25 @@ log = logging.getLogger(__name__)
 
 def aside(path: Path) -> Path:
     """Rename a file that cannot be gone on with, so that nothing is lost, and return its new name."""
-    number = 1
-    while (kept := path.with_name(f"{path.stem}.old{number}{path.suffix}")).exists():
-        number += 1
+    kept = name_aside(path)
     path.rename(kept)
     log.warning("%s cannot be gone on with; kept as %s", path, kept.name)
     return kept
+
+
+def name_aside(path: Path) -> Path:
+    """Return the first name that is free for a file to be kept under.
+
+    >>> name_aside(Path("nowhere/a.csv")).name
+    'a.old1.csv'
+    """
+    return next(name for name in _names(path) if not name.exists())
+
+
+def kept_aside(path: Path) -> list[Path]:
+    """Return the files that have been kept of those that were called `path`, the oldest first."""
+    return list(takewhile(Path.exists, _names(path)))
+
+
+def _names(path: Path) -> Iterator[Path]:
+    return (path.with_name(f"{path.stem}.old{number}{path.suffix}") for number in count(1))

@@ -16,8 +16,9 @@ import io
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Self
 
 from mixdq.errors import ArtifactFormatError
@@ -59,6 +60,13 @@ def read_sensitivity(path: Path) -> SensitivityTable:
     return _parse(path, data)[1]
 
 
+def read_exact(path: Path) -> SensitivityTable:
+    """Return the rows without a standard error, of a torn file the whole ones; else as `read_sensitivity`."""
+    data = read_bytes(path, SENSITIVITY)
+    table = _parse(path, data[: data.rfind(b"\n") + 1])[1]
+    return replace(table, scores=tuple(score for score in table.scores if score.stderr is None))
+
+
 def read_estimates(path: Path) -> dict[ScoreKey, Score]:
     """Return the rows with a standard error, those too that exact ones replace; errors as `read_sensitivity`."""
     _, _, estimates = _parse(path, read_bytes(path, SENSITIVITY))
@@ -96,17 +104,26 @@ class SensitivityLog:
         self._file = path.open("ab", buffering=0)
 
     @classmethod
-    def open(cls, path: Path, origin: Mapping[str, str], rerun: str | None = None, *, estimated: bool = False) -> Self:
+    def open(
+        cls,
+        path: Path,
+        origin: Mapping[str, str],
+        rerun: str | None = None,
+        *,
+        estimated: bool = False,
+        noted: Mapping[str, str] = MappingProxyType({}),
+    ) -> Self:
         """Return the log of `path`: begun if there is no file, else continued, a torn last line cut off.
 
-        A file that is begun has room for standard errors if its scores are to be `estimated`.
+        A file that is begun has room for standard errors if its scores are to be `estimated`, and names what is `noted`
+        beside its origin, which nobody asks of one that is gone on with.
 
         Raises:
             StaleArtifactError: the file was begun from another `origin`; the text says to run `rerun`, or to remove it.
             ArtifactFormatError: the file is foreign, damaged or newer.
         """
         if not path.exists():
-            atomic_write(path, _head(SENSITIVITY if estimated else _EXACT, origin).encode("utf-8"))
+            atomic_write(path, _head(SENSITIVITY if estimated else _EXACT, {**noted, **origin}).encode("utf-8"))
         data = read_bytes(path, SENSITIVITY)
         whole = data[: data.rfind(b"\n") + 1]
         schema, table, estimates = _parse(path, whole)

@@ -36,14 +36,14 @@ def is_exact(session: Session, scores: SensitivityTable) -> bool:
     return all(scores.origin.get(name) == digest for name, digest in expected.items())
 
 
+def rows_origin(session: Session) -> dict[str, str]:
+    """Return what the rows that were measured exactly depend on, whatever else their table holds: to the same bits."""
+    return {**_measured_on(session), "rows": _to_the_bits(session.config)}
+
+
 def sketch_origin(session: Session, columns: Columns) -> dict[str, str]:
     """Return what the vectors of a run's sketch must have been made from; how many are wanted does not count."""
-    config = session.config
-    return {
-        **_measured_on(session),
-        "settings": digest_of([*_measured_as(config), config.generation.batch_size]),
-        "columns": digest_of(columns),
-    }
+    return {**_measured_on(session), "settings": _to_the_bits(session.config), "columns": digest_of(columns)}
 
 
 def latency_origin(session: Session, table: LayerTable) -> dict[str, str]:
@@ -77,3 +77,7 @@ def _measured_as(config: RunConfig) -> list[object]:
         config.conversion.activations,
         generation_of(config),
     ]
+
+
+def _to_the_bits(config: RunConfig) -> str:
+    return digest_of([*_measured_as(config), config.generation.batch_size])

@@ -122,6 +122,20 @@ def test_an_exact_score_replaces_an_estimate_and_nothing_else_does(tmp_path) -> 
         path.write_text("\n".join(path.read_text().splitlines()[:6]) + "\n")
 
 
+def test_exact_rows_are_read_from_a_torn_table_that_says_what_it_notes(tmp_path) -> None:
+    path = tmp_path / "sensitivity.csv"
+    guess = Score(layer="a", role="weight", num_bits=4, metric="ssim", value=0.5, stderr=0.25)
+    other, exact = replace(guess, layer="b"), replace(guess, value=0.75, stderr=None)
+    with SensitivityLog.open(path, {"m": "d"}, estimated=True, noted={"rows": "r"}) as log:
+        for score in (guess, other, exact):
+            log.append(score)
+    path.write_text(path.read_text() + "b,weight,4,ssim,0.1")
+    found = table_file.read_exact(path)
+    assert (found.scores, found.origin) == ((exact,), {"m": "d", "rows": "r"})
+    # What is noted is asked of nobody.
+    SensitivityLog.open(path, {"m": "d"}, noted={"rows": "other"}).close()
+
+
 def test_a_table_of_exact_scores_takes_no_estimates(tmp_path) -> None:
     with SensitivityLog.open(tmp_path / "sensitivity.csv", {}) as log, pytest.raises(ValueError, match="estimate"):
         log.append(Score(layer="a", role="weight", num_bits=4, metric="ssim", value=0.5, stderr=0.25))

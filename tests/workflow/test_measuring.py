@@ -1,8 +1,11 @@
 import pytest
 
 from mixdq.errors import ArtifactFormatError
+from mixdq.sensitivity.desk import Desk
+from mixdq.store.aside import aside
 from mixdq.store.sketch_file import read_sketch
-from mixdq.workflow import planning, steps
+from mixdq.store.table_file import read_exact
+from mixdq.workflow import measuring, planning, steps
 from mixdq.workflow.session import Session
 
 
@@ -62,3 +65,53 @@ def test_a_damaged_sketch_is_kept_aside_where_measuring_was_asked_for_and_refuse
     steps.measure(hybrid(run))
     assert vectors.with_name("sketch.old1.safetensors").read_bytes() == b"torn"
     assert read_sketch(vectors).vectors
+
+
+def test_exact_rows_of_tables_put_aside_are_not_measured_again_and_the_bytes_are_those_of_measuring_anew(
+    run, monkeypatch
+) -> None:
+    path, tasks, score = run.paths.sensitivity, [], Desk.score
+
+    def noted(desk, trial):
+        tasks.extend(trial.keys)
+        return score(desk, trial)
+
+    monkeypatch.setattr(Desk, "score", noted)
+
+    def measured() -> bytes:
+        tasks.clear()
+        steps.measure(hybrid(run, exact_share=0.2))
+        return path.read_bytes()
+
+    before = path.read_bytes()
+    path.unlink()
+    anew, wanted = measured(), set(tasks)
+    path.write_bytes(before)
+    known = {one.key for one in read_exact(path).scores}
+    assert measured() == anew
+    assert set(tasks) == wanted - known < wanted
+
+    for old in (path, path.with_name("sensitivity.old1.csv")):
+        old.unlink()
+
+    def stop(done: int, total: int, what: str) -> None:
+        if done == 30:
+            raise KeyboardInterrupt
+
+    interrupted = hybrid(run, method="exact")
+    interrupted.progress = stop
+    with pytest.raises(KeyboardInterrupt):
+        steps.measure(interrupted)
+    known = {one.key for one in read_exact(path).scores}
+    assert measured() == anew
+    assert set(tasks) == wanted - known < wanted
+
+
+def test_rows_of_other_inputs_and_of_damaged_tables_do_not_serve(run) -> None:
+    known = {one.key: one for one in read_exact(run.paths.sensitivity).scores}
+    damaged = aside(run.paths.sensitivity).with_name("sensitivity.old2.csv")
+    damaged.write_bytes(b"torn")
+    assert measuring.measured_before(hybrid(run, method="exact")) == known != {}
+    assert measuring.measured_before(hybrid(run, ssim_window=7)) == {}
+    run.paths.calibration.write_bytes(b"another")
+    assert measuring.measured_before(run) == {}
