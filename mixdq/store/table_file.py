@@ -14,18 +14,28 @@ of a row leaves at most a torn last line, which the next one cuts off.
 import csv
 import io
 import json
+import logging
 import os
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import replace
+from io import FileIO
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Self
 
-from mixdq.errors import ArtifactFormatError
+from mixdq.errors import ArtifactFormatError, ConfigError
 from mixdq.store.artifact import Schema, atomic_write, bad_format, check_schema, expect_origin, read_bytes
 from mixdq.store.json_file import decode, encode, parse_json, read_json, write_json
 from mixdq.types.layers import LayerTable
 from mixdq.types.scores import ROLES, Score, ScoreKey, SensitivityTable
+
+try:
+    import fcntl
+except ImportError:  # Windows has none
+    fcntl = None  # type: ignore[assignment]
+
+log = logging.getLogger(__name__)
 
 LAYERS = Schema("layers", "mixdq inspect")
 SENSITIVITY = Schema("sensitivity", "mixdq sensitivity", version=2)
@@ -90,18 +100,17 @@ def format_row(score: Score, schema: Schema = _EXACT) -> str:
 class SensitivityLog:
     """An open sensitivity.csv: `done` says what has been measured, `append` adds a row and has it on disk.
 
-    Use as a context manager. One process at a time may have a file open.
+    Use as a context manager. One process at a time has a file open: it is locked, where the system knows how.
     """
 
     def __init__(
-        self, path: Path, schema: Schema, table: SensitivityTable, estimates: Mapping[ScoreKey, Score]
+        self, file: FileIO, schema: Schema, table: SensitivityTable, estimates: Mapping[ScoreKey, Score]
     ) -> None:
-        self._path, self._schema = path, schema
+        self._file, self._schema = file, schema
         self.estimates = dict(estimates)
         """All rows that came with a standard error, those too that an exact one has replaced since."""
         self._origin = table.origin
         self._scores = {score.key: score for score in table.scores}
-        self._file = path.open("ab", buffering=0)
 
     @classmethod
     def open(
@@ -119,18 +128,25 @@ class SensitivityLog:
         beside its origin, which nobody asks of one that is gone on with.
 
         Raises:
+            ConfigError: another process has it open.
             StaleArtifactError: the file was begun from another `origin`; the text says to run `rerun`, or to remove it.
             ArtifactFormatError: the file is foreign, damaged or newer.
         """
         if not path.exists():
             atomic_write(path, _head(SENSITIVITY if estimated else _EXACT, {**noted, **origin}).encode("utf-8"))
-        data = read_bytes(path, SENSITIVITY)
-        whole = data[: data.rfind(b"\n") + 1]
-        schema, table, estimates = _parse(path, whole)
-        expect_origin(path, table.origin, origin, rerun or f"rm {path} && {SENSITIVITY.made_by} {path.parent}")
-        if len(whole) < len(data):
-            os.truncate(path, len(whole))
-        return cls(path, schema, table, estimates)
+        # What cannot be such a file is refused before it is opened for writing.
+        read_bytes(path, SENSITIVITY)
+        with ExitStack() as stack:
+            file = stack.enter_context(path.open("ab", buffering=0))
+            _lock(path, file)
+            data = read_bytes(path, SENSITIVITY)
+            whole = data[: data.rfind(b"\n") + 1]
+            schema, table, estimates = _parse(path, whole)
+            expect_origin(path, table.origin, origin, rerun or f"rm {path} && {SENSITIVITY.made_by} {path.parent}")
+            if len(whole) < len(data):
+                os.truncate(path, len(whole))
+            stack.pop_all()
+        return cls(file, schema, table, estimates)
 
     @property
     def done(self) -> set[ScoreKey]:
@@ -173,6 +189,20 @@ class SensitivityLog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _lock(path: Path, file: FileIO) -> None:
+    """Keep other processes from opening a log until `file` is closed; ConfigError where one has it open."""
+    if fcntl is None:
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise ConfigError(
+            f"{path}: another process is measuring into this file. Wait for it or stop it; what it measures is kept"
+        ) from error
+    except OSError as error:
+        log.warning("%s: its file system knows no locks (%s); let one process at a time measure", path, error)
 
 
 def _head(schema: Schema, origin: Mapping[str, str]) -> str:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mixdq.errors import ArtifactFormatError, StaleArtifactError
+from mixdq.errors import ArtifactFormatError, ConfigError, StaleArtifactError
 from mixdq.store import table_file
 from mixdq.store.table_file import (
     SensitivityLog,
@@ -165,6 +165,29 @@ def test_log_survives_kill_9(tmp_path) -> None:
     )
     assert subprocess.run([sys.executable, "-c", code, str(path)], check=False).returncode != 0
     assert [score.value for score in read_sensitivity(path).scores] == [0.5]
+
+
+def test_a_log_that_another_process_has_open_is_refused_until_that_ends(tmp_path) -> None:
+    path = tmp_path / "sensitivity.csv"
+    code = (
+        "import sys, pathlib\nfrom mixdq.store.table_file import SensitivityLog\n"
+        "log = SensitivityLog.open(pathlib.Path(sys.argv[1]), {'m': 'd'})\n"
+        "print('open', flush=True)\nsys.stdin.read()\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout.readline() == "open\n"
+        # Whatever else is wrong with it: it is not to be put aside either.
+        for origin in ({"m": "d"}, {"m": "other"}):
+            with pytest.raises(ConfigError, match=r"sensitivity\.csv: another process is measuring"):
+                SensitivityLog.open(path, origin)
+        other.stdin.close()
+    SensitivityLog.open(path, {"m": "d"}).close()
+    # One that is refused is let go.
+    with pytest.raises(StaleArtifactError):
+        SensitivityLog.open(path, {"m": "other"})
+    SensitivityLog.open(path, {"m": "d"}).close()
 
 
 def test_torn_row_is_refused_by_the_reader(tmp_path, sensitivity) -> None:
