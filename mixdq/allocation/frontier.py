@@ -1,5 +1,6 @@
 """The whole trade in one run: the least loss for every budget, from the least possible to where no more helps."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -7,6 +8,8 @@ from mixdq.allocation.choices import Chosen, choose_options, connected
 from mixdq.allocation.joint import JointProgram, Unit
 from mixdq.errors import ConfigError
 from mixdq.types.plan import BitPlan
+
+log = logging.getLogger(__name__)
 
 FRONTIER_GAP = 1e-3
 """Proven share of the losses by which a point may miss the best."""
@@ -35,6 +38,8 @@ class Frontier:
 def find_frontier(program: JointProgram, points: int, *, origin: Mapping[str, str] | None = None) -> Frontier:
     """Return the best plans at `points` budgets, evenly from the least that is possible to the most that helps.
 
+    Where these are the same, as with one candidate width, one plan is all there is.
+
     Raises:
         ConfigError: the budget names nothing that a frontier could run along, or fewer than two points are asked for.
         InfeasibleBudgetError: the budgets that do not vary are out of reach.
@@ -46,17 +51,19 @@ def find_frontier(program: JointProgram, points: int, *, origin: Mapping[str, st
             f"({', '.join(SETTINGS)}; this one has {', '.join(program.limits) or 'none'})"
         )
     limit = program.limits[names[0]]
-    others = [other for name, other in program.limits.items() if name != limit.name]
     apart, varying = _split(program, limit.name)
     settled = apart.solve(gap=FRONTIER_GAP)
     others = [other for name, other in varying.limits.items() if name != limit.name]
     least = choose_options(limit.costs, others).loss
     best = choose_options(varying.losses, others, varying.pairs, gap=FRONTIER_GAP)
     greatest = sum(costs[best.options[unit]] for unit, costs in limit.costs.items())
+    if greatest <= least:
+        log.warning("no more helps than the least %s that is possible: the frontier is one point", limit.name)
+        points = 1
     plans: dict[float, BitPlan] = {}
     known = None
     for number in range(points):
-        most = least + (greatest - least) * number / (points - 1)
+        most = least + (greatest - least) * number / max(points - 1, 1)
         found = replace(varying, limits={**varying.limits, limit.name: replace(limit, most=most)}).solve(
             gap=FRONTIER_GAP
         )

@@ -53,6 +53,14 @@ def test_points_lie_on_what_single_programs_find(table, sensitivity) -> None:
         assert plan.solver.values["loss"] <= alone.solver.values["loss"] * (1 + 2 * FRONTIER_GAP)
 
 
+def test_where_nothing_is_to_be_chosen_the_frontier_is_one_point_and_says_so(table, sensitivity, caplog) -> None:
+    eight = {"content": (8,), "quality": (8,)}
+    budget = Budget(weight_bits=8.0, activation_bits=8.0, weight_choices=eight, activation_choices=eight)
+    found = find_frontier(joint.build_program(table, sensitivity, budget), 12)
+    assert list(found.plans) == [found.least] == [found.greatest]
+    assert "weight_bits that is possible: the frontier is one point" in caplog.text
+
+
 def test_what_no_frontier_goes_along_is_refused(table, sensitivity) -> None:
     floating = joint.build_program(table, sensitivity, Budget(weight_bits=16.0, activation_bits=16.0))
     with pytest.raises(ConfigError, match="along a budget below 16 bits"):
