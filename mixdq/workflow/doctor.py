@@ -57,6 +57,7 @@ def machine_facts() -> dict[str, str]:
         "torch": torch.__version__,
         **{name: importlib.metadata.version(name) for name in ("diffusers", "transformers", "scipy")},
         "cores": str(os.cpu_count()),
+        "threads": str(torch.get_num_threads()),
         "cpu": torch.backends.cpu.get_cpu_capability(),
         "cpu features": processor.description(),
         "c compiler": _compiler(),

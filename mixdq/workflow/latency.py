@@ -20,6 +20,7 @@ from mixdq.evaluation.latency import LayerTimes, time_layers
 from mixdq.evaluation.pace import Pace
 from mixdq.pipeline.trace import record_calls, replay
 from mixdq.runtime.select import AUTO
+from mixdq.store.artifact import digest_of
 from mixdq.store.latency_file import read_latency, write_latency
 from mixdq.types.latency import LatencyTable
 from mixdq.types.layers import LayerTable
@@ -36,12 +37,17 @@ log = logging.getLogger(__name__)
 
 FLOAT = LayerBits(weight=FLOAT_BITS, activation=FLOAT_BITS)
 REPEATS = 5
+TIMES_OF = ("system", "cpu", "cpu features", "threads", "device", "gpu")
+"""Facts of a machine that decide what its times are; those of another one are measured again."""
 
 
 def measure_latency(
     session: Session, table: LayerTable, record: CalibrationRecord, *, own: bool = True
 ) -> LatencyTable:
-    """Return the milliseconds of a run's layers, written to latency.json; `own` as in `Session.resolve`."""
+    """Return the milliseconds of a run's layers here, written to latency.json; `own` as in `Session.resolve`.
+
+    Those of another machine, or of another number of threads, are measured again.
+    """
     path, config = session.paths.root / LATENCY, session.config
     origin = latency_origin(session, table)
 
@@ -75,11 +81,24 @@ def measure_latency(
         write_latency(path, found)
         return found
 
+    here = _times_of(machine_facts())
+
     def read() -> tuple[LatencyTable, Mapping[str, str]]:
         found = read_latency(path)
-        return found, found.origin
+        there = _times_of(found.machine)
+        if there != here:
+            differs = "; ".join(
+                f"{name} was {there[name]}, is {here[name]}" for name in here if there[name] != here[name]
+            )
+            log.warning("%s is not of this machine: %s", path, differs)
+        return found, {**found.origin, "machine": digest_of(there)}
 
-    return session.resolve(path, command="mixdq benchmark --layers", expected=origin, read=read, make=make, own=own)
+    expected = {**origin, "machine": digest_of(here)}
+    return session.resolve(path, command="mixdq benchmark --layers", expected=expected, read=read, make=make, own=own)
+
+
+def _times_of(machine: Mapping[str, str]) -> dict[str, str]:
+    return {name: machine.get(name, "unknown") for name in TIMES_OF}
 
 
 def latency_table(

@@ -1,14 +1,19 @@
+from dataclasses import replace
+
 import pytest
 
 from mixdq.allocation import joint
 from mixdq.errors import ArtifactError, StaleArtifactError
 from mixdq.evaluation.latency import LayerTimes
-from mixdq.store.latency_file import read_latency
+from mixdq.store.latency_file import read_latency, write_latency
 from mixdq.store.table_file import read_layers
 from mixdq.testing import tiny_sdxl_pipeline
+from mixdq.types.latency import LatencyTable
 from mixdq.types.plan import BitPlan, LayerBits
 from mixdq.workflow import planning, steps
+from mixdq.workflow.doctor import machine_facts
 from mixdq.workflow.latency import FLOAT, table_of_times
+from mixdq.workflow.origins import latency_origin
 from mixdq.workflow.session import Session
 from mixdq.workflow.settings import with_budget
 
@@ -34,6 +39,25 @@ def test_a_table_on_file_is_not_measured_again_and_the_model_is_whole_afterwards
     steps.time_layers(timed)
     assert (timed.paths.root / "latency.json").read_bytes() == before
     assert type(timed.family.denoiser(timed.pipe).conv_in).__name__ == "Conv2d"
+
+
+def test_a_table_of_another_machine_is_measured_again_and_allocated_from_all_the_same(run, caplog) -> None:
+    path, table, here = run.paths.root / "latency.json", read_layers(run.paths.layers), machine_facts()
+    times = dict.fromkeys(("W4A8", "W8A8", "W4A16", "W8A16"), 1.0)
+    there = LatencyTable(
+        layers={layer.name: times for layer in table},
+        rest=123.0,
+        machine={**here, "threads": "1024"},
+        origin=latency_origin(run, table),
+    )
+    write_latency(path, replace(there, machine={**here, "torch": "another"}))
+    assert steps.time_layers(run).rest == 123.0
+    write_latency(path, there)
+    run.config = with_budget(run.config, latency_ms=1e6)
+    assert planning.allocate(run)
+    assert steps.time_layers(run).rest != 123.0
+    assert f"not of this machine: threads was 1024, is {here['threads']}" in caplog.text
+    assert read_latency(path).machine == here
 
 
 def test_a_budget_of_time_is_met_as_the_table_has_it(timed) -> None:
