@@ -17,6 +17,7 @@ from mixdq.sensitivity.resume import MemorySink
 from mixdq.sensitivity.state import is_complete
 from mixdq.sensitivity.trials import list_trials
 from mixdq.store.artifact import digest_of, digest_of_file, expect_origin
+from mixdq.store.aside import name_aside
 from mixdq.store.latency_file import read_latency
 from mixdq.store.objective_file import read_objective
 from mixdq.store.plan_file import read_plan, write_plan
@@ -92,10 +93,13 @@ def sketch_of(config: RunConfig, sensitivity: Path) -> Path:
             "found in the vectors of a sketch; take 'hybrid' or 'sketch'"
         )
     if not path.exists():
-        raise ArtifactError(
-            f"{path}: there is no such file; `rm {sensitivity}` and then `mixdq sensitivity {path.parent}` make both"
-        )
+        raise ArtifactError(f"{path}: there is no such file; `{_both_anew(sensitivity)}` makes it, and another table")
     return path
+
+
+def _both_anew(sensitivity: Path) -> str:
+    """Return the commands that make a table and the vectors that it is made of; nothing is lost or measured twice."""
+    return f"mv {sensitivity} {name_aside(sensitivity)} && mixdq sensitivity {sensitivity.parent}"
 
 
 def write_plans(folder: Path, plans: Sequence[BitPlan]) -> None:
@@ -196,13 +200,13 @@ def joint_program(session: Session, scores: SensitivityTable) -> joint.JointProg
     if not config.allocation.pairs:
         return build()
     path = sketch_of(config, session.paths.sensitivity)
-    again = f"rm {path} {session.paths.sensitivity} && mixdq sensitivity {root}"
+    again = _both_anew(session.paths.sensitivity)
     with session.advising(path, again):
         sketch = read_sketch(path)
     expect_origin(path, sketch.origin, sketch_origin(session, sketch.columns), again)
     products = sketch.products()
     if missing := sorted(metric for metric, found in products.items() if not len(found)):
-        raise ArtifactError(f"{path}: it has no vectors of {', '.join(missing)}; `{again}` makes all anew")
+        raise ArtifactError(f"{path}: it has no vectors of {', '.join(missing)}; `{again}` makes them")
     pairs = find_pairs(build(), sketch.columns, products, config.allocation.pairs, error_model=error_model)
     log.info("%d pairs of layers interact by more than chance; at most %d count", len(pairs), config.allocation.pairs)
     return build(pairs=pairs)

@@ -144,10 +144,12 @@ def test_pairs_without_their_vectors_are_refused_with_what_to_do(paired) -> None
     path = paired.paths.root / planning.SKETCH
     vectors = path.read_bytes()
     path.unlink()
-    with pytest.raises(ArtifactError, match=r"sketch\.safetensors: there is no such file; `rm .*sensitivity\.csv`"):
+    table, kept = paired.paths.sensitivity, paired.paths.root / "sensitivity.old1.csv"
+    command = f"mv {table} {kept} && mixdq sensitivity {paired.paths.root}"
+    with pytest.raises(ArtifactError, match=rf"sketch\.safetensors: there is no such file; `{command}`"):
         planning.allocate(paired)
     SketchLog.open(path, {"ssim": (), "sqnr": ()}, {"prompts": "other"}).update({("sqnr", 0, 0): np.zeros((1, 0))})
-    with pytest.raises(StaleArtifactError, match=r"sketch\.safetensors: .*prompts was other.*mixdq sensitivity"):
+    with pytest.raises(StaleArtifactError, match=r"sketch\.safetensors: .*prompts was other.*Run `mv .*mixdq sens"):
         planning.allocate(paired)
     path.write_bytes(vectors)
     exact = paired.config.sensitivity.model_copy(update={"method": "exact"})
