@@ -6,14 +6,15 @@ from collections.abc import Mapping
 from mixdq.allocation.error_model import fit_error_model, loss_sums, random_plans
 from mixdq.metrics.base import METRICS
 from mixdq.selection.choose import score_plans
-from mixdq.store.artifact import digest_of, digest_of_file
+from mixdq.store.aside import aside
 from mixdq.store.objective_file import ObjectiveFile, read_objective, write_objective
 from mixdq.types.layers import LayerTable
 from mixdq.types.scores import ErrorModel, SensitivityTable
 from mixdq.types.tensors import CalibrationRecord
 from mixdq.workflow import planning
-from mixdq.workflow.session import Session, prompts_digest
-from mixdq.workflow.settings import generation_of, selection_prompts
+from mixdq.workflow.origins import objective_origin
+from mixdq.workflow.session import Session
+from mixdq.workflow.settings import selection_prompts
 
 log = logging.getLogger(__name__)
 
@@ -21,26 +22,15 @@ log = logging.getLogger(__name__)
 def fit(session: Session, table: LayerTable, record: CalibrationRecord, *, own: bool = True) -> ErrorModel:
     """Return how losses add up to a picture's error, written to objective.json; `own` as in `Session.resolve`.
 
-    The file is written after every plan, and an interrupted fit goes on from it.
+    The file is written after every plan, and an interrupted fit goes on from it; one of other settings is kept under
+    another name.
 
     Raises:
         ArtifactError: the sensitivity table is missing, damaged or made from other inputs.
         NonFiniteError: a plan's pictures hold NaN.
     """
-    scores, config = planning.scores_of(session), session.config
-    path = session.paths.root / planning.OBJECTIVE
-    origin = {
-        "sensitivity": digest_of_file(session.paths.sensitivity),
-        "fit": digest_of(
-            [
-                config.allocation.fit_plans,
-                config.allocation.model_dump(mode="json", include={"weight_choices", "activation_choices", "keep"}),
-                prompts_digest(selection_prompts(config)),
-                generation_of(config),
-                config.conversion.model_dump(mode="json", exclude={"backend"}),
-            ]
-        ),
-    }
+    scores, path = planning.scores_of(session), session.paths.root / planning.OBJECTIVE
+    origin = objective_origin(session)
 
     def read() -> tuple[ErrorModel | None, Mapping[str, str]]:
         found = read_objective(path)
@@ -72,7 +62,10 @@ def _fit(
     known: dict[str, float] = {}
     if path.exists():
         before = read_objective(path)
-        known = dict(before.errors) if before.origin == origin else {}
+        if before.origin == origin:
+            known = dict(before.errors)
+        else:
+            aside(path)
     left = plans[len(known) :]
     session.progress(len(known), len(plans), "fit")
     if left:

@@ -6,7 +6,7 @@ from mixdq.store.sketch_file import Columns
 from mixdq.types.layers import LayerTable
 from mixdq.types.scores import SensitivityTable
 from mixdq.workflow.session import Session, prompts_digest
-from mixdq.workflow.settings import generation_of, sensitivity_prompts
+from mixdq.workflow.settings import generation_of, selection_prompts, sensitivity_prompts
 
 
 def sensitivity_origin(session: Session, method: str | None = None) -> dict[str, str]:
@@ -44,6 +44,23 @@ def rows_origin(session: Session) -> dict[str, str]:
 def sketch_origin(session: Session, columns: Columns) -> dict[str, str]:
     """Return what the vectors of a run's sketch must have been made from; how many are wanted does not count."""
     return {**_measured_on(session), "settings": _to_the_bits(session.config), "columns": digest_of(columns)}
+
+
+def objective_origin(session: Session) -> dict[str, str]:
+    """Return what the error model of a run must have been fitted on."""
+    config = session.config
+    return {
+        "sensitivity": digest_of_file(session.paths.sensitivity),
+        "fit": digest_of(
+            [
+                config.allocation.fit_plans,
+                config.allocation.model_dump(mode="json", include={"weight_choices", "activation_choices", "keep"}),
+                prompts_digest(selection_prompts(config)),
+                generation_of(config),
+                config.conversion.model_dump(mode="json", exclude={"backend"}),
+            ]
+        ),
+    }
 
 
 def latency_origin(session: Session, table: LayerTable) -> dict[str, str]:

@@ -25,8 +25,8 @@ from mixdq.store.sketch_file import read_sketch
 from mixdq.store.table_file import read_estimates, read_layers, read_sensitivity
 from mixdq.types.layers import LayerTable
 from mixdq.types.plan import BitPlan
-from mixdq.types.scores import SensitivityTable
-from mixdq.workflow.origins import is_exact, latency_origin, sensitivity_origin, sketch_origin
+from mixdq.types.scores import ErrorModel, SensitivityTable
+from mixdq.workflow.origins import is_exact, latency_origin, objective_origin, sensitivity_origin, sketch_origin
 from mixdq.workflow.session import Session
 
 log = logging.getLogger(__name__)
@@ -44,8 +44,10 @@ def allocate(session: Session, *, own: bool = True) -> list[BitPlan]:
     """
     paths = session.paths
     origin = plans_origin(session.config, paths.sensitivity)
-    # Here too where the plans are up to date with their table: the table itself may not be.
+    # Here too where the plans are up to date with their tables: the tables themselves may not be.
     scores = scores_of(session)
+    if calibrated(session.config):
+        fitted(session)
     return session.resolve(
         paths.plans,
         command="mixdq allocate",
@@ -171,18 +173,22 @@ def _table(session: Session) -> LayerTable:
         return read_layers(paths.layers)
 
 
+def fitted(session: Session) -> ErrorModel:
+    """Return the run's error model; ArtifactError where it is missing, damaged, not done or of other settings."""
+    path, again = session.paths.root / OBJECTIVE, f"mixdq fit {session.paths.root}"
+    with session.advising(path, again):
+        objective = read_objective(path)
+    expect_origin(path, objective.origin, objective_origin(session), again)
+    if objective.model is None:
+        raise ArtifactError(f"{path}: only {len(objective.errors)} plans are measured; `{again}` goes on")
+    return objective.model
+
+
 def joint_program(session: Session, scores: SensitivityTable) -> joint.JointProgram:
     """Return the joint program of a run, with its error model and its latency table where the settings name them."""
     root, config, table = session.paths.root, session.config, _table(session)
-    error_model = latency = None
-    if calibrated(config):
-        path, again = root / OBJECTIVE, f"mixdq fit {root}"
-        with session.advising(path, again):
-            objective = read_objective(path)
-        expect_origin(path, objective.origin, {"sensitivity": digest_of_file(session.paths.sensitivity)}, again)
-        if objective.model is None:
-            raise ArtifactError(f"{path}: only {len(objective.errors)} plans are measured; `{again}` goes on")
-        error_model = objective.model
+    error_model = fitted(session) if calibrated(config) else None
+    latency = None
     if timed(config):
         path, again = root / LATENCY, f"mixdq benchmark {root} --layers"
         with session.advising(path, again):

@@ -1,6 +1,6 @@
 import pytest
 
-from mixdq.errors import ArtifactError
+from mixdq.errors import ArtifactError, StaleArtifactError
 from mixdq.store.objective_file import ObjectiveFile, read_objective, write_objective
 from mixdq.workflow import objective, planning, steps
 from mixdq.workflow.settings import with_budget
@@ -59,12 +59,24 @@ def test_plans_are_made_with_what_was_fitted_and_stale_without(fitting) -> None:
 
 
 def test_a_fit_of_other_settings_is_not_gone_on_with(fitting) -> None:
+    path = fitting.paths.root / "objective.json"
     steps.fit(fitting)
+    before = path.read_bytes()
+    assert planning.allocate(fitting)
     conversion = fitting.config.conversion.model_copy(update={"rounding": "nearest"})
     allocation = fitting.config.allocation.model_copy(update={"fit_plans": 9})
     fitting.config = fitting.config.model_copy(update={"allocation": allocation, "conversion": conversion})
+    with pytest.raises(StaleArtifactError, match=f"fit was .*`mixdq fit {fitting.paths.root}`"):
+        planning.allocate(fitting)
     steps.fit(fitting)
-    assert len(read_objective(fitting.paths.root / "objective.json").errors) == 9
+    assert len(read_objective(path).errors) == 9
+    assert path.with_name("objective.old1.json").read_bytes() == before
+    assert planning.allocate(fitting)
+    # What plans are judged on is no setting of allocation, and decides the fit all the same.
+    selection = fitting.config.selection.model_copy(update={"num_prompts": 2})
+    fitting.config = fitting.config.model_copy(update={"selection": selection})
+    with pytest.raises(StaleArtifactError, match="fit was"):
+        planning.allocate(fitting)
 
 
 def test_everything_asked_for_fits_and_times_what_the_budget_needs(fitting) -> None:
