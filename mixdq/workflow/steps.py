@@ -11,6 +11,7 @@ from mixdq.calibration import collect
 from mixdq.config import match_layers
 from mixdq.pipeline.layers import list_layers
 from mixdq.selection import choose as selection
+from mixdq.sensitivity.measure import METRIC_OF
 from mixdq.store.artifact import digest_of, digest_of_file
 from mixdq.store.json_file import read_json, write_json
 from mixdq.store.plan_file import dump_plan, read_plan, write_plan
@@ -36,8 +37,6 @@ from mixdq.workflow.settings import (
     generation_of,
     selection_prompts,
 )
-
-METRICS_OF: dict[Group, tuple[str, ...]] = {"content": ("ssim",), "quality": ("sqnr",)}
 
 
 def run(session: Session) -> tuple[list[Evaluation], Path]:
@@ -146,7 +145,7 @@ def measure(session: Session, *, metric_of: dict[Group, tuple[str, ...]] | None 
         ConfigError, ClusterError: the engine cannot work.
     """
     record = calibrate(session, own=False)
-    return measuring.measure(session, inspect(session, own=False), record, metric_of or METRICS_OF)
+    return measuring.measure(session, inspect(session, own=False), record, metric_of or METRIC_OF)
 
 
 def fit(session: Session, *, own: bool = True) -> ErrorModel:
