@@ -72,14 +72,14 @@ def sketch(
     if losses:
         made = sum(desk.parts(metric) * one.vectors for metric, one in losses.items())
         progress(made, made, "sketch")
-    for metric, one in losses.items():
-        if one.error > tolerance:
+    for metric, found in losses.items():
+        if found.error > tolerance:
             log.warning(
                 "%s: after %d vectors, the most there are, the median loss is known to %.2g of itself, not to "
                 "tolerance = %g; more prompts make it better",
                 metric,
-                one.vectors,
-                one.error,
+                found.vectors,
+                found.error,
                 tolerance,
             )
     yield from _scores(desk, team, losses, done, progress)
