@@ -17,7 +17,7 @@ Program = Annotated[
     str | None, typer.Option(help="split: four programs and a sweep, as published (default); joint: one for all.")
 ]
 Objective = Annotated[
-    str | None, typer.Option(help="raw (split's default), linear (joint's default), or calibrated (see mixdq fit).")
+    str | None, typer.Option(help="raw (as published), linear (default), or calibrated (joint; see mixdq fit).")
 ]
 ActivationBits = Annotated[float | None, typer.Option(help="Greatest mean bits of an activation (default 8).")]
 Prompts = Annotated[Path | None, typer.Option(help="A UTF-8 file of prompts, one a line.")]

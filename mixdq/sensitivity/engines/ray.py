@@ -168,6 +168,11 @@ def _connected(address: str | None) -> Iterator[Any]:
     import ray
     import ray.exceptions
 
+    if ray.is_initialized():
+        raise ConfigError(
+            "this process is connected to Ray already, and an analysis makes and ends a connection of its own: "
+            "call ray.shutdown() before"
+        )
     own: dict[str, Any] = {"include_dashboard": False} if address is None else {}
     try:
         try:

@@ -130,6 +130,19 @@ def test_a_worker_needs_as_many_processors_as_there_are_threads(case, address) -
         torch.set_num_threads(before)
 
 
+def test_a_connection_of_the_callers_own_is_left_alone(case, address) -> None:
+    ray.init(address=address, log_to_driver=False)
+    try:
+        with (
+            pytest.raises(ConfigError, match=r"connected to Ray already.*ray\.shutdown"),
+            find_engine("ray", source=case.source, address=address)(case.desk),
+        ):
+            pass
+        assert ray.is_initialized()
+    finally:
+        ray.shutdown()
+
+
 @pytest.mark.parametrize("nowhere", ["127.0.0.1:1", "no-such-host.invalid:6379"])
 def test_an_address_where_nothing_answers_is_refused_in_seconds(case, nowhere) -> None:
     start = time.monotonic()
