@@ -5,6 +5,7 @@ What is captured goes round several sets of tensors, more than the cache holds, 
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 
@@ -21,6 +22,18 @@ SIDE = 8192
 STREAMED = 2**30
 
 
+@dataclass(frozen=True)
+class Replay:
+    """A graph, with the calls that were captured: they own the tensors it reads, and a graph keeps none alive."""
+
+    graph: torch.cuda.CUDAGraph
+    calls: tuple[Call, ...]
+
+    def __call__(self) -> None:
+        """Run all of them again."""
+        self.graph.replay()
+
+
 def need_cuda() -> None:
     """Return if there is an NVIDIA GPU; end the program with a sentence otherwise."""
     if not torch.cuda.is_available():
@@ -33,7 +46,7 @@ def sets_of(bytes_of_one: int) -> int:
     return max(1, min(MOST_SETS, -(-CACHES * cache // max(1, bytes_of_one))))
 
 
-def graphed(calls: Sequence[Call]) -> Call:
+def graphed(calls: Sequence[Call]) -> Replay:
     """Return the replay of a graph of all calls, which have run before so that nothing is compiled in it."""
     stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream())
@@ -46,7 +59,7 @@ def graphed(calls: Sequence[Call]) -> Call:
     with torch.cuda.graph(graph):
         for call in calls:
             call()
-    return graph.replay
+    return Replay(graph, tuple(calls))
 
 
 def in_turns(things: Mapping[str, tuple[Call, int]], *, runs: int) -> dict[str, Timing]:
