@@ -18,6 +18,7 @@ from benchmarks import measuring
 from benchmarks.candidates import CANDIDATES
 from benchmarks.case import SIZES, Case, MissingError
 from benchmarks.cuda import unet as cuda
+from benchmarks.cuda.candidates import CANDIDATES as ON_CUDA
 from benchmarks.turns import Row, groups, measure
 from benchmarks.workers import prepare
 
@@ -50,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments.size = arguments.size or ("full" if arguments.device == "cuda" else "cut")
     if arguments.smoke:
         arguments.size, arguments.side = "smoke", 16
-    known = list(cuda.CANDIDATES if arguments.device == "cuda" else CANDIDATES)
+    known = list(ON_CUDA if arguments.device == "cuda" else CANDIDATES)
     arguments.only = list(dict.fromkeys(arguments.only or known))
     if unknown := [name for name in arguments.only if name not in known]:
         parser.error(f"nothing on {arguments.device} is called {', '.join(unknown)}: there are {', '.join(known)}")

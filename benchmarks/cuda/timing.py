@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from benchmarks.measuring import Timing
+from mixdq.errors import MixDQError
 
 Call = Callable[[], object]
 
@@ -40,6 +41,22 @@ def need_cuda() -> None:
         raise SystemExit("There is no CUDA device here (torch.cuda.is_available() is False): nothing was measured.")
 
 
+def failures() -> tuple[type[Exception], ...]:
+    """Return the errors of a candidate after which others go on; Triton's have no base but Exception."""
+    known: tuple[type[Exception], ...] = (AssertionError, AttributeError, ImportError, LookupError, OSError)
+    known += (RuntimeError, TypeError, ValueError, MixDQError)
+    try:
+        from triton.errors import TritonError
+    except ImportError:
+        return known
+    return (*known, TritonError)
+
+
+def said(error: Exception) -> str:
+    """Return an error on one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+
 def sets_of(bytes_of_one: int) -> int:
     """Return how many sets of tensors of so many bytes overflow the cache."""
     cache = torch.cuda.get_device_properties().L2_cache_size
@@ -64,6 +81,9 @@ def graphed(calls: Sequence[Call]) -> Replay:
 
 def in_turns(things: Mapping[str, tuple[Call, int]], *, runs: int) -> dict[str, Timing]:
     """Return the seconds of one piece of each thing, which is a call and the pieces in it; after a warm-up round."""
+    # What libraries prepare in a first call is no measure of the next.
+    for call, _ in things.values():
+        call()
     repeats = {name: max(1, round(LEAST_MS / max(_ms(call, 1), 1e-3))) for name, (call, _) in things.items()}
     seconds: dict[str, list[float]] = {name: [] for name in things}
     for _ in range(runs):
