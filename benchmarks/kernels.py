@@ -66,6 +66,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--batch", type=measuring.count, default=1)
     parser.add_argument("--side", type=measuring.count, default=64, help="of the latent; 64 is 512 px")
     parser.add_argument("--runs", type=measuring.count, default=5)
+    parser.add_argument("--tune", action="store_true", help="cuda: measure the tiles of ours first, and keep them")
     parser.add_argument("--json", type=Path, help="write the numbers here")
     arguments = parser.parse_args(argv)
     known = cuda.COLUMNS if arguments.device == "cuda" else COLUMNS

@@ -2,10 +2,13 @@
 
 Microseconds of one call in a graph, whose tensors come from memory, not from the cache. Ours and float16 include all
 they do, `W8A8 float` too; `product` is ours on codes that are there already, `cuBLAS int8` and `FP8` are bare products.
+Layers that take most of a UNet's time come first, and what is known is written after each. With `--tune` the tiles of
+ours are measured before, and kept as `mixdq benchmark --tune` keeps them.
 """
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 
@@ -16,13 +19,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from benchmarks import measuring, sdxl
-from benchmarks.cuda.timing import Call, ceilings, graphed, in_turns, need_cuda, sets_of
+from benchmarks.cuda.timing import Call, ceilings, failures, graphed, in_turns, need_cuda, said, sets_of
 from benchmarks.sdxl import Shape
 from mixdq.quant.grid import input_spec
 from mixdq.quant.weights import quantize_weight
 from mixdq.runtime.backends.cuda import CudaBackend
 from mixdq.runtime.backends.fp8 import Fp8Backend
 from mixdq.runtime.kernel import KernelRequest
+from mixdq.runtime.kernels.gpu.tuning import tuning
 from mixdq.types.plan import FLOAT_BITS, LayerBits
 from mixdq.types.tensors import QParams
 
@@ -54,31 +58,37 @@ def main(arguments: argparse.Namespace) -> None:
     counted = dict.fromkeys(SMOKE, 1) if arguments.smoke else sdxl.shapes(arguments.batch, arguments.side)
     names = arguments.only or list(COLUMNS)
     torch.backends.cudnn.benchmark = True
+    rows: list[Row] = []
     with torch.inference_mode():
         most = ceilings()
-        rows = [
-            measured(shape, calls, names, arguments.runs)
-            for shape, calls in track(sorted(counted.items(), key=lambda one: -one[0].operations * one[1]), "measuring")
-        ]
+        for shape, calls in track(sorted(counted.items(), key=lambda one: -one[0].operations * one[1]), "measuring"):
+            with tuning() if arguments.tune else nullcontext():
+                rows.append(measured(shape, calls, names, arguments.runs))
+            write(arguments, rows, most)
     console = measuring.console()
     console.print(table(rows, names, most["int8"]))
-    said = f"int8 {most['int8'] / 1e12:.0f} TOP/s, float16 {most['float16'] / 1e12:.0f} TFLOP/s"
-    console.print(f"Ceilings, measured now: {said}, memory {most['bytes'] / 1e9:.0f} GB/s, read and written")
+    rates = f"int8 {most['int8'] / 1e12:.0f} TOP/s, float16 {most['float16'] / 1e12:.0f} TFLOP/s"
+    console.print(f"Ceilings, measured now: {rates}, memory {most['bytes'] / 1e9:.0f} GB/s, read and written")
     for reason in sorted({f"{name}: {why}" for row in rows for name, why in row.missing.items()}):
         console.print(f"left out: {reason}", markup=False)
-    if arguments.json:
-        written = [
-            {
-                "layer": str(row.shape),
-                "calls": row.calls,
-                "gop": row.shape.operations / 1e9,
-                "us": {name: seconds * 1e6 for name, seconds in row.seconds.items()},
-                "share_of_int8_ceiling": row.share(most["int8"]),
-                "left_out": row.missing,
-            }
-            for row in rows
-        ]
-        measuring.write_json(arguments.json, written, batch=arguments.batch, side=arguments.side, ceilings=most)
+
+
+def write(arguments: argparse.Namespace, rows: Sequence[Row], most: Mapping[str, float]) -> None:
+    """Write what is known, where it was asked for."""
+    if not arguments.json:
+        return
+    written = [
+        {
+            "layer": str(row.shape),
+            "calls": row.calls,
+            "gop": row.shape.operations / 1e9,
+            "us": {name: seconds * 1e6 for name, seconds in row.seconds.items()},
+            "share_of_int8_ceiling": row.share(most["int8"]),
+            "left_out": row.missing,
+        }
+        for row in rows
+    ]
+    measuring.write_json(arguments.json, written, batch=arguments.batch, side=arguments.side, ceilings=most)
 
 
 def measured(shape: Shape, calls: int, names: Sequence[str], runs: int) -> Row:
@@ -90,8 +100,8 @@ def measured(shape: Shape, calls: int, names: Sequence[str], runs: int) -> Row:
         try:
             made = [candidate(shape, name, seed) for seed in range(sets_of(bytes_of_one))]
             things[name] = (graphed(made), len(made))
-        except (RuntimeError, NotImplementedError, AttributeError, ValueError) as error:
-            missing[name] = f"{shape}: {' '.join(str(error).split())[:120]}"
+        except failures() as error:
+            missing[name] = f"{shape}: {said(error)}"
     timings = in_turns(things, runs=runs)
     return Row(shape=shape, calls=calls, seconds={name: one.median for name, one in timings.items()}, missing=missing)
 
