@@ -3,20 +3,21 @@
 Layers of integers must give the reference's output bit for bit, static and dynamic, float16 and bfloat16; weight-only
 ones lie within the roundings of a float32 sum, those of E4M3 floats within their backend's tolerance. With a norm or a
 gate before them and a residual after, folded, they give what torch makes of the three in turn, but for a code here and
-there. Ends with code 1 where any does not.
+there. Says at once what does not, and ends with code 1 then. `--part 2/8` asks the second eighth of the layers alone.
 """
 
 import argparse
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from rich.progress import track
 from torch import Tensor
 from torch.nn import functional
 
 from benchmarks import sdxl
-from benchmarks.cuda.timing import need_cuda
+from benchmarks.cuda.kernels import SMOKE
+from benchmarks.cuda.timing import failures, need_cuda, said
 from benchmarks.sdxl import Shape
 from mixdq.quant.grid import input_spec
 from mixdq.quant.weights import quantize_weight
@@ -33,6 +34,8 @@ GROUPS = 32
 """Of group norms."""
 MOST_OFF = 0.01
 """What codes that fall otherwise may change, as a share of a folded layer's output."""
+MOST_SAID = 40
+"""After so many that are wrong the rest is not asked."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,25 +73,55 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.cuda.check", description=__doc__)
     parser.add_argument("--smoke", action="store_true", help="two layers: does it run")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--only", nargs="+", metavar="BITS", choices=BITS, default=BITS, help=", ".join(BITS))
+    parser.add_argument("--part", type=part, default=(1, 1), metavar="I/N", help="of the layers, one of N parts")
     arguments = parser.parse_args(argv)
     need_cuda()
     known = [made for batch in arguments.batch for made in (sdxl.shapes(batch, 64), sdxl.sd15_shapes(batch, 64))]
     shapes = list(dict.fromkeys(shape for each in known for shape in each))
-    if arguments.smoke:
-        shapes = shapes[:2]
+    number, parts = arguments.part
+    shapes = list(SMOKE) if arguments.smoke else shapes[number - 1 :: parts]
+    asked = wrong = 0
     with torch.inference_mode():
-        wrong = [said for shape in track(shapes, "checking") for case in cases(shape) if (said := difference(case))]
-        wrong += [
-            said
-            for shape in track(shapes, "checking folded")
-            for case in folded_cases(shape)
-            for kind in befores(shape)
-            if (said := folded_difference(case, kind))
-        ]
-    for said in wrong:
-        print(said)
-    print(f"{len(shapes)} layers: {len(wrong)} wrong")
+        for i, shape in enumerate(shapes, 1):
+            started = time.perf_counter()
+            for case, kind in questions(shape, arguments.only):
+                asked += 1
+                if reason := answer(case, kind):
+                    wrong += 1
+                    print(reason, flush=True)
+                if wrong == MOST_SAID:
+                    raise SystemExit(f"{asked} asked: {wrong} wrong, and the rest was left")
+            print(f"{i} of {len(shapes)}, {shape}: {time.perf_counter() - started:.1f} s", flush=True)
+    print(f"{len(shapes)} layers, {asked} asked: {wrong} wrong")
     raise SystemExit(1 if wrong else 0)
+
+
+def part(text: str) -> tuple[int, int]:
+    """Return (which, of how many) of "2/8"."""
+    number, _, parts = text.partition("/")
+    if not (number.isdecimal() and parts.isdecimal() and 1 <= int(number) <= int(parts)):
+        raise argparse.ArgumentTypeError(f"{text}: expected I/N, 1 <= I <= N")
+    return int(number), int(parts)
+
+
+def questions(shape: Shape, widths: Sequence[str]) -> Iterator[tuple[Case, Kind | None]]:
+    """Yield what is asked of a layer: by itself (None), or with something folded in."""
+    for case in cases(shape):
+        if str(case.bits) in widths:
+            yield case, None
+    for case in folded_cases(shape):
+        if str(case.bits) in widths:
+            for kind in befores(shape):
+                yield case, kind
+
+
+def answer(case: Case, kind: Kind | None) -> str:
+    """Return what is wrong, in words; nothing where nothing is. What a compiler raises is wrong, too."""
+    try:
+        return difference(case) if kind is None else folded_difference(case, kind)
+    except failures() as error:
+        return f"{case}{'' if kind is None else f', folded {kind}'}: {said(error)}"
 
 
 def cases(shape: Shape) -> Iterator[Case]:

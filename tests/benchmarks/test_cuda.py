@@ -1,6 +1,8 @@
 """What the benchmarks of a GPU do around their measuring; what itself needs a GPU runs where there is one."""
 
+import argparse
 import gc
+import json
 import weakref
 from importlib import import_module
 from pathlib import Path
@@ -8,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -25,14 +28,17 @@ def module(name: str) -> Any:
 
 
 def test_what_is_replayed_keeps_its_tensors() -> None:
-    x = torch.ones(3)
-    replay, kept = module("timing").Replay(None, (lambda: x + 1,)), weakref.ref(x)
-    del x
+    def call_of(x: torch.Tensor) -> Any:
+        kept.append(weakref.ref(x))
+        return lambda: x + 1
+
+    kept: list[weakref.ref[torch.Tensor]] = []
+    replay = module("timing").Replay(None, (call_of(torch.ones(3)),))
     gc.collect()
-    assert kept() is not None
+    assert kept[0]() is not None
     del replay
     gc.collect()
-    assert kept() is None
+    assert kept[0]() is None
 
 
 @needs_gpu
@@ -52,3 +58,78 @@ def test_a_replay_reads_its_tensors_when_others_were_made_since() -> None:
         y.zero_()
         replay()
         assert bool((y == 2 * i).all())
+
+
+def test_what_is_known_is_written_after_each_candidate_and_a_failure_ends_none_of_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    triton = pytest.importorskip("triton.errors")
+    unet = module("unet")
+    row = unet.Row(name="", first_call=1.0, weight_bytes=1, held_bytes=1, peak_bytes=1)
+
+    def measured(name: str, setting: Any, runs: int) -> Any:
+        if name == "peer":
+            raise triton.TritonError("out of resource")
+        return (lambda: None), row
+
+    def in_turns(things: Any, *, runs: int) -> Any:
+        raise RuntimeError("CUDA error: an illegal memory access")
+
+    monkeypatch.setattr(unet, "measured", measured)
+    monkeypatch.setattr(unet, "in_turns", in_turns)
+    written: list[tuple[int, dict[str, str]]] = []
+    names = ["one", "peer", "two"]
+    rows, reasons = unet.compare(
+        names, None, 1, lambda rows, reasons: written.append((len(rows), dict(reasons))), Console(quiet=True)
+    )
+    assert [(rows, list(reasons)) for rows, reasons in written] == [
+        (1, []),
+        (1, ["peer"]),
+        (2, ["peer"]),
+        (2, ["peer", "in turns"]),
+    ]
+    assert len(rows) == 2
+    assert not any(row.in_turns for row in rows)
+    assert reasons["peer"] == "TritonError: out of resource"
+
+
+def test_times_of_layers_of_another_batch_or_side_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "layers.json"
+    rows = [{"layer": "linear 1 -> 2, 3", "us": {"W8A8": 2.0}}]
+    path.write_text(json.dumps({"batch": 8, "side": 64, "rows": rows}), encoding="utf-8")
+    layer_times = module("candidates").layer_times
+    assert layer_times(path, 8, 64) == {"linear 1 -> 2, 3": {"W8A8": 2.0}}
+    for batch, side in ((1, 64), (8, 128)):
+        with pytest.raises(SystemExit, match=rf"of batch 8 and side 64, here they are {batch} and {side}"):
+            layer_times(path, batch, side)
+
+
+def test_the_fastest_plan_takes_the_fewest_bits_of_equals_and_needs_times_of_its_layers() -> None:
+    candidates = module("candidates")
+    times = {"float16": 3.0, "W8A8": 2.0, "W4A8": 2.0}
+    assert str(candidates._fastest_bits(times)) == "W4A8"
+    assert str(candidates._fastest_bits({"float16": 1.0, "W8A8": 2.0})) == "W16A16"
+    setting = candidates.Setting(size="smoke", batch=1, side=16, times={"another": times})
+    with pytest.raises(candidates.MissingError, match="of no layer"):
+        candidates._fastest(setting)
+
+
+def test_the_parts_of_the_check_are_the_whole_and_errors_are_findings(monkeypatch: pytest.MonkeyPatch) -> None:
+    check = module("check")
+    assert check.part("2/8") == (2, 8)
+    for text in ("0/8", "9/8", "2", "a/b"):
+        with pytest.raises(argparse.ArgumentTypeError, match="expected I/N"):
+            check.part(text)
+    shape = import_module("benchmarks.sdxl").Shape("linear", (64, 64), (1, 7, 64))
+    asked = list(check.questions(shape, check.BITS))
+    split = [one for bits in check.BITS for one in check.questions(shape, [bits])]
+    assert len(asked) == len(split) > len(check.BITS)
+    assert {str(case.bits) for case, _ in asked} == set(check.BITS)
+
+    def broken(case: object) -> str:
+        raise RuntimeError("PassManager::run failed")
+
+    monkeypatch.setattr(check, "difference", broken)
+    case, kind = asked[0]
+    assert kind is None
+    assert check.answer(case, kind) == f"{case}: RuntimeError: PassManager::run failed"
