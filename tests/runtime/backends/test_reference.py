@@ -42,6 +42,14 @@ def test_sums_beyond_float32_stay_exact() -> None:
     assert int(found.item()) == expected
 
 
+def test_sums_of_a_convolution_are_whole_whatever_algorithm_a_library_takes() -> None:
+    request = replace(REQUEST, op="conv2d", weight_shape=(3, 2, 3, 3))
+    x = torch.randint(-255, 256, (1, 2, 6, 5), dtype=torch.float64)
+    weight = torch.randint(-127, 128, (3, 2, 3, 3), dtype=torch.float64)
+    exact = integer_product(x, weight, request)
+    assert torch.equal(integer_product(x * (1 + 1e-12), weight, request), exact)
+
+
 def test_it_is_the_product_of_the_fake_quantized_tensors_up_to_float_rounding() -> None:
     generator = torch.Generator().manual_seed(0)
     weight, x = torch.randn(6, 50, generator=generator), torch.randn(3, 50, generator=generator)
