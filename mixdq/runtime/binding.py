@@ -67,10 +67,12 @@ def bind_parts(
         )
     requests = kernel_requests(module, layout, device=device.type, dtype=x.dtype)
     kernels = []
-    for i, (request, part) in enumerate(zip(requests, parts, strict=True)):
-        chosen, _ = select(request, backend)
-        bias = module.bias if i == 0 else None
-        kernels.append(chosen.bind(request, part, bias, None if activation is None else activation[i]))
+    # A request names no card: backends are asked about the current one.
+    with torch.cuda.device_of(x):  # type: ignore[no-untyped-call]
+        for i, (request, part) in enumerate(zip(requests, parts, strict=True)):
+            chosen, _ = select(request, backend)
+            bias = module.bias if i == 0 else None
+            kernels.append(chosen.bind(request, part, bias, None if activation is None else activation[i]))
     return tuple(kernels)
 
 

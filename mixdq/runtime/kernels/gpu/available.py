@@ -35,18 +35,32 @@ def card(device: torch.device) -> Card:
     return Card(capability=(facts.major, facts.minor), multiprocessors=facts.multi_processor_count)
 
 
-@functools.cache
+class _PassingError(Exception):
+    """Why it cannot be said now; the text is the answer until then."""
+
+
 def trouble() -> str | None:
-    """Return why no kernel runs here, in words; None where they do. A first kernel is made to see."""
+    """Return why no kernel runs on torch's current device, in words; None where they do. A first kernel is made to see.
+
+    The answer is kept for each device, unless it may be another the next time: memory was out, a graph is captured.
+    """
+    try:
+        return _lasting_trouble(torch.cuda.current_device() if torch.cuda.is_available() else None)
+    except _PassingError as error:
+        return str(error)
+
+
+@functools.cache
+def _lasting_trouble(index: int | None) -> str | None:
     if not interpreted():
         if not torch.cuda.is_available():
             return "there is no NVIDIA GPU that PyTorch sees (torch.cuda.is_available() is False)"
         if torch.version.hip is not None:
             return "PyTorch is one for AMD's GPUs, the kernels are tested on NVIDIA's alone"
-        capability = torch.cuda.get_device_capability()
+        capability = torch.cuda.get_device_capability(index)
         if capability < LEAST_CAPABILITY:
             return (
-                f"{torch.cuda.get_device_name()} has compute capability {capability[0]}.{capability[1]}; "
+                f"{torch.cuda.get_device_name(index)} has compute capability {capability[0]}.{capability[1]}; "
                 f"the kernels need {LEAST_CAPABILITY[0]}.{LEAST_CAPABILITY[1]} (Ampere) or newer"
             )
     try:
@@ -56,9 +70,14 @@ def trouble() -> str | None:
         return f"Triton cannot be imported ({error}): pip install triton"
     except (OSError, RuntimeError, AttributeError) as error:
         return _broken(error)
+    if not interpreted() and torch.cuda.is_current_stream_capturing():
+        raise _PassingError("a CUDA graph is captured, and no kernel ran yet: call the model once before")
     try:
         return None if _works(activations) else "Triton's first kernel gave a wrong result"
     except (OSError, RuntimeError, ValueError, subprocess.SubprocessError, errors.TritonError) as error:
+        # PyTorch's error or the driver's.
+        if "out of memory" in str(error):
+            raise _PassingError(_broken(error)) from error
         return _broken(error)
 
 

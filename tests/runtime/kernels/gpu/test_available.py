@@ -30,6 +30,27 @@ def test_a_broken_triton_is_told_from_a_missing_one() -> None:
     assert "triton" in trouble(broken).lower()
 
 
+def test_an_answer_is_kept_unless_memory_was_out() -> None:
+    changing = """
+import torch
+def works(_):
+    error = errors.pop(0)
+    if error:
+        raise error
+    return True
+available._works = works
+errors = [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("Triton Error [CUDA]: out of memory"), None]
+print([available.trouble() is None for _ in range(4)])
+available._lasting_trouble.cache_clear()
+errors = [RuntimeError("no ptxas")]
+print([available.trouble()[-8:] for _ in range(2)])
+"""
+    before = f"from mixdq.runtime.kernels.gpu import available; exec({changing!r})"
+    kept, lasting, *_ = trouble(before).splitlines()
+    assert kept == "[False, False, True, True]"
+    assert lasting == "['no ptxas', 'no ptxas']"
+
+
 def test_interpreted_there_is_a_card_of_our_own() -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
