@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 import triton.language as tl
 from torch import Tensor
+from triton import OutOfResources
 
 from mixdq.quant.bos import MISFIT_LIMIT
 from mixdq.runtime.before import NOTHING, Before
@@ -18,7 +19,7 @@ from mixdq.runtime.kernels.gpu import available, bos, product
 from mixdq.runtime.kernels.gpu.configurations import Card, Configuration, Sizes
 from mixdq.runtime.kernels.gpu.inputs import Prepared, as_picture, power_of_2, prepare
 from mixdq.runtime.kernels.gpu.tensors import LayerTensors, Window
-from mixdq.runtime.kernels.gpu.tuning import TUNER, configuration
+from mixdq.runtime.kernels.gpu.tuning import TUNER, another, configuration
 
 OPERANDS = {torch.int8: tl.int8, torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 """An input's dtype -> Triton's name for it."""
@@ -135,9 +136,15 @@ class GpuLayer:
         tuner = TUNER.get()
         if tuner is not None:
             chosen = tuner.best(sizes, self._card, lambda choice: self._launch(choice, made, y, added))
+        elif self.forced:
+            return self._launch(self.forced, made, y, added)
         else:
-            chosen = self.forced or configuration(sizes, self._card)
-        self._launch(chosen, made, y, added)
+            chosen = configuration(sizes, self._card)
+        while True:
+            try:
+                return self._launch(chosen, made, y, added)
+            except OutOfResources as error:
+                chosen = another(sizes, self._card, chosen, error)
 
     def _launch(self, chosen: Configuration, made: Prepared, y: Tensor, added: Tensor | None) -> None:
         tensors, order, window = self.tensors, self.tensors.order, self._window

@@ -10,6 +10,7 @@ tiles; sums of floats (weight-only layers) come out in another order.
 
 import functools
 import json
+import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,6 +25,8 @@ SHIPPED = Path(__file__).with_name("tuned.json")
 FILE = "gpu-tuned.json"
 MEASURED = 12
 """Choices that are measured of a size, the best by estimate."""
+
+log = logging.getLogger(__name__)
 
 Run = Callable[[Configuration], None]
 Timer = Callable[[Callable[[], None]], float | None]
@@ -67,8 +70,32 @@ def tuning(timer: Timer | None = None) -> Iterator[Tuner]:
 @functools.lru_cache(maxsize=4096)
 def configuration(sizes: Sizes, card: Card) -> Configuration:
     """Return what was measured on such a card for such a product, else the first choice by estimate."""
+    return _usable(sizes, card)[0]
+
+
+def another(sizes: Sizes, card: Card, refused: Configuration, why: Exception) -> Configuration:
+    """Return what to take from now on where a card refused a configuration: another Triton may need more of it.
+
+    Raises:
+        Exception: `why` itself, where nothing else is left.
+    """
+    _REFUSED.add((sizes, card, refused))
+    configuration.cache_clear()
+    left = _usable(sizes, card)
+    if not left:
+        raise why
+    log.warning("%s for a product of %s: %s, from now on %s", refused, _size_name(sizes), why, left[0])
+    return left[0]
+
+
+_REFUSED: set[tuple[Sizes, Card, Configuration]] = set()
+
+
+def _usable(sizes: Sizes, card: Card) -> list[Configuration]:
+    """Return what was measured, if anything was, and the choices by estimate, without what the card refused."""
     known = _known().get(_card_name(card), {}).get(_size_name(sizes))
-    return by_estimate(sizes, card)[0] if known is None else known
+    choices = [*([] if known is None else [known]), *by_estimate(sizes, card)]
+    return [choice for choice in choices if (sizes, card, choice) not in _REFUSED]
 
 
 @functools.cache
@@ -121,6 +148,7 @@ def _device_ms(call: Callable[[], None]) -> float | None:
 
     try:
         return float(do_bench(call, warmup=5, rep=30, return_mode="median"))
-    except TritonError:
-        # Too much shared memory, or too many registers.
+    except (TritonError, RuntimeError) as error:
+        # Too much shared memory or too many registers; the compiler's passes and the driver raise RuntimeError.
+        log.debug("not measured: %s", error)
         return None

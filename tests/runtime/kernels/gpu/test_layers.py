@@ -68,6 +68,29 @@ def test_sums_in_parts_are_the_whole_ones(rows: int, split: int) -> None:
     assert_same(request, normal(rows, 512), forced=replace(SMALL, split=split))
 
 
+def test_a_configuration_that_a_card_refuses_is_left_for_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    from triton import OutOfResources
+
+    monkeypatch.setattr(tuning_module, "_REFUSED", set())
+    kernel, x = bound(REQUEST, CUDA), normal(7, 24)
+    wanted = kernel(x)
+    launch, tried = kernel.layer._launch, []
+
+    def refusing(chosen: Configuration, *arguments) -> None:
+        tried.append(chosen)
+        if len(tried) == 1:
+            raise OutOfResources(300_000, 232_448, "shared memory")
+        launch(chosen, *arguments)
+
+    monkeypatch.setattr(kernel.layer, "_launch", refusing)
+    assert torch.equal(kernel(x), wanted)
+    assert torch.equal(kernel(x), wanted)
+    first, *others = tried
+    assert len(others) == 2
+    assert first not in others
+    tuning_module.configuration.cache_clear()
+
+
 @pytest.mark.parametrize("num_bits", [2, 3, 4, 5, 6, 7, 8])
 def test_every_width_of_codes(num_bits: int) -> None:
     request = replace(REQUEST, bits=LayerBits(weight=num_bits, activation=8), weight_shape=(9, 133))

@@ -1,3 +1,4 @@
+import itertools
 import json
 from collections.abc import Iterator
 from dataclasses import replace
@@ -22,6 +23,7 @@ def cache(tmp_path: Path, monkeypatch) -> Iterator[Path]:
 
 
 def forget() -> None:
+    tuning._REFUSED.clear()
     tuning._known.cache_clear()
     tuning.configuration.cache_clear()
 
@@ -60,3 +62,20 @@ def test_a_damaged_file_is_as_none(cache: Path, text: str) -> None:
     cache.parent.mkdir(parents=True)
     cache.write_text(text, encoding="utf-8")
     assert tuning.configuration(SIZES, CARD) == by_estimate(SIZES, CARD)[0]
+
+
+def test_what_a_card_refuses_is_not_chosen_again_and_said_once(cache: Path, caplog) -> None:
+    cache.parent.mkdir(parents=True)
+    kept = Configuration(rows=64, columns=128, split=1, warps=4, stages=9)
+    cache.write_text(json.dumps({"sm_90 x 7": {tuning._size_name(SIZES): [64, 128, 1, 4, 9]}}), encoding="utf-8")
+    assert tuning.configuration(SIZES, CARD) == kept
+    why = ValueError("out of resource: shared memory")
+    estimates = by_estimate(SIZES, CARD)
+    assert tuning.another(SIZES, CARD, kept, why) == estimates[0]
+    assert tuning.configuration(SIZES, CARD) == estimates[0]
+    assert "out of resource" in caplog.text
+    assert tuning.configuration(replace(SIZES, rows=65), CARD) == by_estimate(replace(SIZES, rows=65), CARD)[0]
+    for refused, following in itertools.pairwise(estimates):
+        assert tuning.another(SIZES, CARD, refused, why) == following
+    with pytest.raises(ValueError, match="out of resource"):
+        tuning.another(SIZES, CARD, estimates[-1], why)
