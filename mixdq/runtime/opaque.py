@@ -37,18 +37,26 @@ class Runs(Layer, Protocol):
 
 
 _LIBRARY: Any = torch.library.Library("mixdq", "FRAGMENT")  # type: ignore[no-untyped-call]
-_LIBRARY.define("linear(Tensor x, Tensor layer, SymInt out_features) -> Tensor")
-_LIBRARY.define(
+# A graph that torch captures would call for ever the layer of the handle it was captured with.
+_TAGS = tuple(filter(None, [getattr(torch.Tag, "cudagraph_unsafe", None)]))
+
+
+def _define(schema: str) -> None:
+    _LIBRARY.define(schema, tags=_TAGS)
+
+
+_define("linear(Tensor x, Tensor layer, SymInt out_features) -> Tensor")
+_define(
     "conv2d(Tensor x, Tensor layer, SymInt out_channels, int[] kernel, int[] stride, int[] borders, int[] dilation) "
     "-> Tensor"
 )
 _BETWEEN = "str kind, Tensor? weight, Tensor? bias, int groups, float eps, bool silu, Tensor? added"
-_LIBRARY.define(f"folded_linear(Tensor x, Tensor layer, SymInt out_features, {_BETWEEN}) -> Tensor")
-_LIBRARY.define(
+_define(f"folded_linear(Tensor x, Tensor layer, SymInt out_features, {_BETWEEN}) -> Tensor")
+_define(
     "folded_conv2d(Tensor x, Tensor layer, SymInt out_channels, int[] kernel, int[] stride, int[] borders, "
     f"int[] dilation, {_BETWEEN}) -> Tensor"
 )
-_LIBRARY.define("input_gradient(Tensor grad, Tensor layer, SymInt[] shape) -> Tensor")
+_define("input_gradient(Tensor grad, Tensor layer, SymInt[] shape) -> Tensor")
 
 _NUMBERS = itertools.count()
 # A handle keeps nothing alive: compiled code holds the layer itself.

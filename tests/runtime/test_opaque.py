@@ -238,6 +238,12 @@ def check_gradient(layer: QuantizedLayer, x: Tensor, *, compiled: bool) -> None:
     torch.testing.assert_close(found, expected)
 
 
+@pytest.mark.skipif(not hasattr(torch.Tag, "cudagraph_unsafe"), reason="this torch captures nothing beside the CPU")
+def test_torch_captures_no_operator_for_it_would_keep_one_layer() -> None:
+    for name in ("linear", "conv2d", "folded_linear", "folded_conv2d", "input_gradient"):
+        assert torch.Tag.cudagraph_unsafe in getattr(torch.ops.mixdq, name).default.tags
+
+
 def test_without_an_input_that_asks_there_is_no_gradient_and_no_operator(quantized: Quantize, backend: str) -> None:
     layer = quantized(nn.Linear(8, 5), "W4A8", backend=backend)
     with Calls() as calls:
