@@ -16,6 +16,8 @@ from mixdq.evaluation.timing import device_in_use
 
 Look = float | torch.cuda.Event
 """At a clock in seconds, or at the device's own."""
+AHEAD_CYCLES = 2_000_000
+"""Of a GPU, about a millisecond: longer than it takes to launch a layer's kernels."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,12 +40,15 @@ def time_layers(
 
     They are as they would be at the `unit` of `pace`, and means over the half of the calls that took neither longest
     nor shortest: means, unlike medians, of layers add up to those of calls. Every hook is taken off at the end. A GPU's
-    own clock is read, between a layer's first kernel and its last, and nothing is waited for within a call.
+    own clock is read, between a layer's first kernel and its last, and nothing is waited for within a call. Before
+    each layer a GPU is kept busy until all its kernels are launched, so that they run as they do in a graph.
     """
     looks: dict[str, list[Look]] = {name: [] for name in modules}
 
-    def looking(name: str) -> Callable[..., None]:
+    def looking(name: str, *, ahead: bool) -> Callable[..., None]:
         def hook(*_: object) -> None:
+            if ahead and device_in_use():
+                torch.cuda._sleep(AHEAD_CYCLES)  # type: ignore[no-untyped-call]
             looks[name].append(_look(pace.clock))
 
         return hook
@@ -52,8 +57,8 @@ def time_layers(
         handles = []
         try:
             for name, module in modules.items():
-                look = looking(name)
-                handles += [module.register_forward_pre_hook(look), module.register_forward_hook(look)]
+                handles.append(module.register_forward_pre_hook(looking(name, ahead=True)))
+                handles.append(module.register_forward_hook(looking(name, ahead=False)))
             call()
         finally:
             for handle in handles:

@@ -1,4 +1,5 @@
 import itertools
+import time
 
 import pytest
 import torch
@@ -28,6 +29,19 @@ def test_layers_are_timed_where_they_stand_and_hooks_are_taken_off() -> None:
     assert times.layers == {"first": 2000.0, "second": 1000.0, "idle": 0.0}
     assert times.whole == 1000.0
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in modules.values())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+def test_a_gpu_does_not_wait_for_its_launches() -> None:
+    class Late(nn.Linear):
+        def forward(self, x):
+            time.sleep(0.0003)
+            return super().forward(x)
+
+    model = Late(64, 64, device="cuda")
+    x = torch.ones(1, 64, device="cuda")
+    times = time_layers(lambda: model(x), {"late": model}, Pace("cuda"), repeats=3)
+    assert 0 < times.layers["late"] < 0.2 < times.whole
 
 
 def test_hooks_are_taken_off_where_the_call_fails() -> None:
