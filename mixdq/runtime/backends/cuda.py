@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from mixdq.errors import NoBackendError
 from mixdq.quant.bos import CLIP_TOKENS, BosRow
 from mixdq.quant.packing import unpack
 from mixdq.runtime.before import Before
@@ -92,7 +93,18 @@ class _Product:
         return self._run(x, total, dtype)
 
     def folded(self, x: Tensor, before: Before, added: Tensor | None, /) -> Tensor:
-        """Return the product of `before(x)` plus `added`."""
+        """Return the product of `before(x)` plus `added`.
+
+        Raises:
+            NoBackendError: they are on two devices; a kernel would read addresses of another.
+        """
+        others = {tensor.device for tensor in (before.weight, before.bias, added) if tensor is not None} - {x.device}
+        if others:
+            raise NoBackendError(
+                f"No backend can run {self.request.layer}: its input is on {x.device}, what is done before or added "
+                f"after it on {', '.join(map(str, others))}. Move all to one device.",
+                refusals={},
+            )
         return self._run(x, added, before=before)
 
     def beside_bos(self, bos: BosRow, general: Kernel, /) -> Kernel:

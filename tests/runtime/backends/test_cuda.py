@@ -7,8 +7,9 @@ from torch import nn
 from mixdq.errors import NoBackendError
 from mixdq.quant.weights import quantize_weight
 from mixdq.runtime.backends.cuda import CudaBackend
+from mixdq.runtime.before import NOTHING
 from mixdq.runtime.conv2d import QuantizedConv2d
-from mixdq.runtime.kernel import MAX_DEPTH, HoldingKernel, KernelRequest
+from mixdq.runtime.kernel import MAX_DEPTH, FoldingKernel, HoldingKernel, KernelRequest
 from mixdq.runtime.kernels.gpu import available
 from mixdq.runtime.layout import LayerLayout
 from mixdq.runtime.select import select
@@ -48,6 +49,17 @@ def test_what_it_can_it_does_not_refuse() -> None:
     weight_only = LayerBits(weight=8, activation=16)
     for request in (REQUEST, replace(REQUEST, dynamic=True), replace(REQUEST, bits=weight_only, symmetric=False)):
         assert CUDA.refusals(request) == []
+
+
+@works
+def test_what_is_added_from_another_device_is_refused() -> None:
+    (part,) = quantize_weight(torch.randn(40, 24, device=DEVICE), 8)
+    kernel = CUDA.bind(replace(REQUEST, dynamic=True), part, None, None)
+    assert isinstance(kernel, FoldingKernel)
+    x = torch.randn(3, 24, device=DEVICE, dtype=torch.float16)
+    elsewhere = torch.zeros(3, 40, device="meta", dtype=torch.float16)
+    with pytest.raises(NoBackendError, match=r"mid\.to_q: its input is on .*, what is done .* on meta"):
+        kernel.folded(x, NOTHING, elsewhere)
 
 
 @works
