@@ -189,7 +189,7 @@ def time_frontier(table: LayerTable, scores: SensitivityTable, points: int) -> d
     seconds = time.perf_counter() - started
     plans = [plan.solver for plan in found.plans.values() if plan.solver is not None]
     return {
-        "model": table.model,
+        "model": Path(table.model).name,
         "layers": len(table),
         "points": len(plans),
         "setting": found.setting,
