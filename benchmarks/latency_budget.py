@@ -1,13 +1,15 @@
 """A budget of milliseconds against the clock: SDXL's UNet of some size, random weights, on the CPU.
 
 Every layer is timed at every pair of widths; for budgets between the fastest plan and the best one the joint program
-finds a plan, which is converted and run. Scores are made up, for time does not depend on them. What the clock says is
-also given at the pace that the machine had while layers were timed, for clocks rise and fall (`mixdq.evaluation.pace`).
+finds a plan, which is converted and run. Scores are made up, for time does not depend on them. Clocks rise and fall:
+each call is made in turns with one of the same model in W8A8, and what it takes is given as it would be in the minutes
+when the table was made, too, by what the table has for W8A8.
 """
 
 import argparse
 import statistics
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -24,9 +26,10 @@ from mixdq.allocation.frontier import find_frontier
 from mixdq.allocation.joint import allocate, build_program, candidates
 from mixdq.conversion.convert import convert
 from mixdq.evaluation.pace import Pace
+from mixdq.evaluation.timing import wait_for_device
 from mixdq.types.latency import LatencyTable
 from mixdq.types.layers import Group, LayerTable
-from mixdq.types.plan import BitPlan, Budget
+from mixdq.types.plan import BitPlan, Budget, LayerBits
 from mixdq.types.scores import ROLES, Score, SensitivityTable
 from mixdq.workflow.latency import latency_table
 
@@ -67,36 +70,51 @@ def measure(
         with torch.inference_mode():
             model(**inputs)
 
+    def quantized(plan: BitPlan) -> nn.Module:
+        model: nn.Module = load()
+        convert(model, plan, layers, record, backend=backend)
+        call(model)
+        return model
+
     layers = table_of(load())
     record, scores = record_of(layers), made_up(layers)
     budget = Budget(latency_ms=1e9, activation_bits=16.0, activation_choices=EIGHT)
-    pace = Pace()
     latency = latency_table(
         load,
         call,
         layers,
         record,
         {layer.name: candidates(layer, budget) for layer in layers},
-        pace,
+        Pace(),
         backend=backend,
         repeats=runs,
     )
-    typical = pace.typical
+    eight = LayerBits(weight=8, activation=8)
+    control_plan = BitPlan(name="control", layers={layer.name: eight for layer in layers})
+    control = quantized(control_plan)
     ends = find_frontier(build_program(layers, scores, budget, latency=latency), 2)
     rows = []
     for number in range(1, budgets + 1):
         asked = ends.least + (ends.greatest - ends.least) * number / (budgets + 1)
         plan = allocate(layers, scores, replace(budget, latency_ms=asked), latency=latency)
-        model = load()
-        convert(model, plan, layers, record, backend=backend)
-        call(model)
-        times = [pace.time(partial(call, model)) for _ in range(runs)]
-        measured = statistics.median(seconds for seconds, _ in times) * 1000.0
-        at_pace = statistics.median(seconds / share for seconds, share in times) * typical * 1000.0
+        model = quantized(plan)
+        times = [tuple(seconds(partial(call, one)) for one in (control, model, control)) for _ in range(runs)]
+        measured = statistics.median(taken for _, taken, _ in times) * 1000.0
+        ratio = statistics.median(2.0 * taken / (before + after) for before, taken, after in times)
+        at_pace = ratio * latency.of(control_plan)
         made = {"asked_ms": asked, "foretold_ms": latency.of(plan), "measured_ms": measured, "at_pace_ms": at_pace}
         rows.append({**made, **shares(plan)})
         del model
     return rows, latency
+
+
+def seconds(call: Callable[[], object]) -> float:
+    """Return what a call takes."""
+    wait_for_device()
+    started = time.perf_counter()
+    call()
+    wait_for_device()
+    return time.perf_counter() - started
 
 
 def made_up(layers: LayerTable) -> SensitivityTable:

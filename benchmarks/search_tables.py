@@ -41,7 +41,8 @@ def agreement(rows: Sequence[Mapping[str, object]]) -> Table:
 def pictures(rows: Sequence[Mapping[str, object]], metrics: Sequence[Metric]) -> Table:
     """Return the numbers of the pictures."""
     made = Table(title="Held-out pictures by the plans that follow, A8")
-    for name in ("budget, bits", "plan by", "mean bits", "weights, bytes", *(metric.name for metric in metrics)):
+    columns = ["budget, bits", "plan by", "mean bits", "weights, bytes", *(metric.name for metric in metrics)]
+    for name in (*columns, "ssim beyond exact's"):
         made.add_column(name, justify="left" if name == "plan by" else "right")
     for row in rows:
         made.add_row(
@@ -50,5 +51,6 @@ def pictures(rows: Sequence[Mapping[str, object]], metrics: Sequence[Metric]) ->
             f"{row['weight_bits']:.3f}",
             str(row["weight_bytes"] or ""),
             *(f"{row[metric.name]:.4f}" for metric in metrics),
+            f"{row['beyond_exact']:+.5f} ({row['beyond_exact_stderr']:.5f})" if "beyond_exact" in row else "",
         )
     return made

@@ -12,10 +12,11 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
+import numpy as np
 import torch
-from scipy.stats import spearmanr
+from scipy.stats import sem, spearmanr
 
 from benchmarks import measuring, sdxl_search, search_tables
 from benchmarks.work import counting
@@ -28,6 +29,7 @@ from mixdq.demo import CALIBRATION_PROMPTS, EVALUATION_PROMPTS, MODEL
 from mixdq.demo.run import undivided
 from mixdq.metrics.base import METRICS, Metric
 from mixdq.metrics.clip_score import ClipScore
+from mixdq.metrics.ssim import ssim_per_picture
 from mixdq.pipeline.family import Pipeline, find_family
 from mixdq.pipeline.generate import GenerationSpec
 from mixdq.pipeline.layers import list_layers
@@ -110,9 +112,7 @@ def emoji_case() -> Case:
     pipe = load_pipeline(MODEL)
     calibration = read_prompts(CALIBRATION_PROMPTS)
     clip = ClipScore.from_pipeline(pipe, MODEL / IMAGE_TOWER)
-    return _case(
-        pipe, calibration[:64], calibration[:4], calibration[:16], read_prompts(EVALUATION_PROMPTS)[-32:], (clip,)
-    )
+    return _case(pipe, calibration[:64], calibration[:4], calibration[:16], read_prompts(EVALUATION_PROMPTS), (clip,))
 
 
 def tiny_case() -> Case:
@@ -245,8 +245,11 @@ def _decibel(score: Score) -> float:
     return -10.0 * math.log10(1.0 - score.value) if score.value < 1.0 else math.inf
 
 
-def judged(case: Case, tables: Mapping[str, SensitivityTable], objective: Objective) -> list[dict[str, object]]:
-    """Return the numbers of held-out pictures: floating point, plain quantization, each method's plans."""
+def judged(case: Case, tables: Mapping[str, SensitivityTable], objective: Objective) -> list[dict[str, Any]]:
+    """Return the numbers of held-out pictures: floating point, plain quantization, each method's plans.
+
+    Of each plan's pictures SSIM is held against that of `exact`'s, picture by picture: mean, and its standard error.
+    """
     family = find_family(case.pipe)
     trace = record_calls(case.pipe, family, case.held_out, GenerationSpec())
     rows = [_numbers("floating point", 16.0, None, case, trace, trace.pictures)]
@@ -259,23 +262,30 @@ def judged(case: Case, tables: Mapping[str, SensitivityTable], objective: Object
             plans = sweep.allocate(case.table, scores, budget, objective=objective)
             plan, _ = choose(case.pipe, family, case.table, case.record, plans, case.chosen, GenerationSpec())
             rows.append(_judged(name, bits, plan, case, trace, case.table, case.record))
+    exact = {row["budget"]: row["ssims"] for row in rows if row["name"] == EXACT}
+    for row in rows:
+        ssims = row.pop("ssims")
+        if row["budget"] in exact:
+            beyond = np.subtract(ssims, exact[row["budget"]])
+            row |= {"beyond_exact": float(beyond.mean()), "beyond_exact_stderr": float(sem(beyond))}
     return rows
 
 
 def _judged(
     name: str, bits: float, plan: BitPlan, case: Case, trace: Trace, table: LayerTable, record: CalibrationRecord
-) -> dict[str, object]:
+) -> dict[str, Any]:
     with simulated_plan(find_family(case.pipe).denoiser(case.pipe), table, plan.layers, record):
         return _numbers(name, bits, plan, case, trace, regenerate(case.pipe, trace))
 
 
 def _numbers(
     name: str, bits: float, plan: BitPlan | None, case: Case, trace: Trace, pictures: torch.Tensor
-) -> dict[str, object]:
+) -> dict[str, Any]:
     numbers = {metric.name: metric(trace.pictures, pictures, case.held_out) for metric in case.metrics}
+    ssims = ssim_per_picture(trace.pictures, pictures).tolist()
     size = None if plan is None else weight_bytes(plan, case.table)
     mean = 16.0 if plan is None else mean_bits(plan, case.table)[0]
-    return {"name": name, "budget": bits, "weight_bits": mean, "weight_bytes": size, **numbers}
+    return {"name": name, "budget": bits, "weight_bits": mean, "weight_bytes": size, "ssims": ssims, **numbers}
 
 
 if __name__ == "__main__":
