@@ -86,10 +86,20 @@ def test_it_runs_on_the_integer_matrix_units_from_aligned_loads_without_spilling
     said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     # Sums take 256 bytes or more of each thread: were they spilled, the stack would be larger.
     assert int(*re.findall(r"STACK:(\d+)", said)) < 256
+    assert_columns_go_16_bytes_at_once(kernel)
+
+
+def assert_columns_go_16_bytes_at_once(kernel) -> None:
+    """Outputs, and what is added to them, two bytes each."""
+    assert set(re.findall(r"st\.global\S*", kernel.asm["ptx"])) == {"st.global.v4.b32"}
+    assert "ld.global.b16" not in kernel.asm["ptx"]
 
 
 @pytest.mark.parametrize("ones", [(), ("columns",)], ids=["many columns", "one column"])
 def test_the_sum_of_parts_compiles(compiled, ones: tuple[str, ...]) -> None:
     constants = {**ENDS, "split": 2, "block_rows": 32, "block_columns": 64, "has_added": True}
     del constants["added"]
-    assert "ld.global" in compiled(finish, 80, constants, ADDED, ones=ones).asm["ptx"]
+    kernel = compiled(finish, 80, constants, ADDED, ones=ones)
+    if not ones:
+        assert_columns_go_16_bytes_at_once(kernel)
+        assert "ld.global.v4.b32" in kernel.asm["ptx"]
