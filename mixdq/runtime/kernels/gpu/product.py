@@ -16,7 +16,10 @@ would leave a GPU idle, parts of one sum are computed apart (`split`) and added 
 import triton
 import triton.language as tl
 
+from mixdq.runtime.kernels.gpu import available
 from mixdq.runtime.kernels.gpu.activations import rounded
+
+INTERPRETED = tl.constexpr(available.interpreted())
 
 
 # No kernel of its own for every number of them.
@@ -103,6 +106,9 @@ def product(
     at_2 = plane_2 + (column_64 * steps * (tiles * field_2 // 8 * tile))[:, None] + k[None, :]
     if not symmetric:
         zero = tl.load(zero_points + column)[:, None]
+    # Codes of one field stay high in their bytes, where one mask is for 4 of them; their sums are as much too great.
+    # They fit, as those of 8 bits do.
+    raised: tl.constexpr = of_codes and symmetric and bits < 8 and field_1 == 0
 
     acc = tl.zeros((block_columns, block_rows), dtype=tl.int32 if of_codes else tl.float32)
     part = tl.program_id(2)
@@ -119,7 +125,10 @@ def product(
             else:
                 if s % (8 // field_0) == 0:
                     byte_0 = tl.load(at_0 + (step * (tiles * field_0 // 8) + s // (8 // field_0)) * tile)
-                w = field_of(byte_0, s % (8 // field_0), field_0, field_1 == 0)
+                if raised:
+                    w = raised_field(byte_0, s % (8 // field_0), field_0)
+                else:
+                    w = field_of(byte_0, s % (8 // field_0), field_0, field_1 == 0)
                 if field_1 > 0:
                     if s % (8 // field_1) == 0:
                         byte_1 = tl.load(at_1 + (step * (tiles * field_1 // 8) + s // (8 // field_1)) * tile)
@@ -134,6 +143,9 @@ def product(
                 w -= zero.to(operand)
             xs = tl.load(x_at + at + s * tile).to(operand)
             acc = tl.dot(w, xs, acc, input_precision="ieee", out_dtype=acc.dtype)
+
+    if raised:
+        acc >>= 8 - bits
 
     # Not clamped: of a minimum Triton does not know that columns lie side by side, 16 bytes for one thread.
     column = group * columns + n
@@ -240,6 +252,19 @@ def field_of(byte, j: tl.constexpr, field: tl.constexpr, is_top: tl.constexpr):
     if is_top:
         return (byte << (8 - field * (j + 1))) >> (8 - field)
     return (byte >> (field * j)) & ((1 << field) - 1)
+
+
+@triton.jit
+def raised_field(byte, j: tl.constexpr, field: tl.constexpr):
+    """Return the j-th field of int8 bytes in their top bits, nothing below it."""
+    up: tl.constexpr = 8 - field * (j + 1)
+    if INTERPRETED:
+        return (byte << up) & -(1 << (8 - field))
+    # Four bytes of a register at once: what is shifted into the next one is masked away.
+    mask: tl.constexpr = 0x01010101 * (256 - (1 << (8 - field)))
+    return tl.inline_asm_elementwise(
+        f"shl.b32 $0, $1, {up}; and.b32 $0, $0, {mask};", "=r,r", [byte], dtype=tl.int8, is_pure=True, pack=4
+    )
 
 
 @triton.jit

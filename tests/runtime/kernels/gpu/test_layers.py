@@ -61,10 +61,12 @@ def assert_same(request: KernelRequest, x: Tensor, symmetric: bool = True, force
     assert torch.equal(y, bound(request, REFERENCE, symmetric)(x))
 
 
-@pytest.mark.parametrize(("rows", "split"), [(1, 4), (15, 2), (16, 3), (17, 1), (33, 4)])
-def test_sums_in_parts_are_the_whole_ones(rows: int, split: int) -> None:
-    # 4 steps of 32 channels, a column tile that is not full.
-    request = replace(REQUEST, weight_shape=(70, 512), bits=LayerBits(weight=8, activation=8))
+@pytest.mark.parametrize(
+    ("rows", "split", "num_bits"), [(1, 4, 8), (15, 2, 4), (16, 3, 8), (16, 2, 2), (17, 1, 8), (33, 4, 8)]
+)
+def test_sums_in_parts_are_the_whole_ones(rows: int, split: int, num_bits: int) -> None:
+    # 2 or 4 steps, a column tile that is not full.
+    request = replace(REQUEST, weight_shape=(70, 512), bits=LayerBits(weight=num_bits, activation=8))
     assert_same(request, normal(rows, 512), forced=replace(SMALL, split=split))
 
 

@@ -20,6 +20,7 @@ POINTERS = {
     **dict.fromkeys(("scale", "bias", "row_scale", "added"), "*fp32"),
     "y": "*fp16",
 }
+UNPACKING = r"shl\.b32 %r\d+, %r\d+, (\d+); and\.b32 %r\d+, %r\d+, (\d+);"
 ENDS = {"of_codes": True, "has_bias": True, "has_added": False, "added": None}
 ADDED = {**POINTERS, "added": "*fp16"}
 
@@ -87,6 +88,23 @@ def test_it_runs_on_the_integer_matrix_units_from_aligned_loads_without_spilling
     # Sums take 256 bytes or more of each thread: were they spilled, the stack would be larger.
     assert int(*re.findall(r"STACK:(\d+)", said)) < 256
     assert_columns_go_16_bytes_at_once(kernel)
+    if num_bits < 8:
+        assert_codes_are_unpacked_four_at_once(kernel, num_bits)
+
+
+def assert_codes_are_unpacked_four_at_once(kernel, num_bits: int) -> None:
+    """Every field of every byte comes out in the top bits of its byte, and nothing is done byte by byte."""
+    ptx = kernel.asm["ptx"]
+    steps = sorted({(int(up), int(mask)) for up, mask in re.findall(UNPACKING, ptx)}, reverse=True)
+    assert len(steps) == 8 // num_bits
+    assert len(re.findall(r"prmt|cvt\.s16", ptx)) < 4
+    high = 8 - num_bits
+    for j in range(len(steps)):
+        up, mask = steps[j]
+        for first in range(0, 256, 4):
+            codes = [((byte >> (num_bits * j)) % 2**num_bits) << high for byte in range(first, first + 4)]
+            word = int.from_bytes(bytes(range(first, first + 4)), "little")
+            assert ((word << up) & mask).to_bytes(4, "little") == bytes(codes)
 
 
 def assert_columns_go_16_bytes_at_once(kernel) -> None:
