@@ -51,6 +51,11 @@ class Card:
         """Its rates."""
         return GENERATIONS[max(known for known in GENERATIONS if known <= max(self.capability, (8, 0)))]
 
+    @property
+    def reads_shared(self) -> bool:
+        """Whether its matrix units read shared memory (`wgmma`, `tcgen05`); others read registers (`mma.sync`)."""
+        return (9, 0) <= self.capability < (12, 0)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
@@ -99,7 +104,9 @@ def choices(sizes: Sizes, card: Card) -> list[Configuration]:
         if rows * columns > {1: 256, 2: 128, 4: 32}[sizes.input_bytes] * 128:
             continue
         step_bytes = (columns * sizes.weight_bits / 8 + rows * sizes.input_bytes) * sizes.depth / sizes.steps
-        stages = max(1, min(4, int(shared / step_bytes)))
+        # What is in registers needs no place any more: of so many stages one less lies in shared memory.
+        freed = 0 if card.reads_shared or sizes.input_bytes > 2 else 1
+        stages = max(1, min(4, int(shared / step_bytes) + freed))
         for split in SPLITS:
             if split <= sizes.steps:
                 out.append(Configuration(rows=rows, columns=columns, split=split, warps=warps, stages=stages))

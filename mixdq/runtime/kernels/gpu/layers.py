@@ -186,6 +186,7 @@ class GpuLayer:
             is_window=not window.is_pixel,
             operand=self._operand(made.x.dtype),
             symmetric=tensors.zero_points is None,
+            through_registers=not self._card.reads_shared,
             **flags,
             block_rows=chosen.rows,
             block_columns=chosen.columns,

@@ -70,6 +70,7 @@ def product(
     of_codes: tl.constexpr,
     operand: tl.constexpr,
     symmetric: tl.constexpr,
+    through_registers: tl.constexpr,
     has_bias: tl.constexpr,
     has_added: tl.constexpr,
     split: tl.constexpr,
@@ -78,7 +79,8 @@ def product(
 ):
     """Compute one tile of `y`, or of one part of its sums; program axes: tiles, groups, parts.
 
-    What is multiplied has the type `operand`, the input's (Triton's interpreter takes bfloat16 for integers).
+    What is multiplied has the type `operand`, the input's (Triton's interpreter takes bfloat16 for integers);
+    `through_registers` on cards whose matrix units read registers only.
     Lengths are counted in elements. `line_rows` and `picture_rows` are the rows of `y` that belong to a line and to a
     picture of it, `scale_rows` those that share a scale. `y_rows` rows of `y` lie `y_batch` before the next so many;
     `added_rows` rows of `added`, `added_row` apart, lie `added_batch` before the next so many.
@@ -122,6 +124,10 @@ def product(
         for s in tl.static_range(tiles):
             if bits == 8:
                 w = tl.load(at_0 + step * tile)
+                if of_codes and through_registers:
+                    # The codes themselves, as LLVM sees. Triton does not, or for compute capability 8 it would read
+                    # the next ones a turn ahead, and hold each byte in a register of its own.
+                    w = (w & -16) | (w & 15)
             else:
                 if s % (8 // field_0) == 0:
                     byte_0 = tl.load(at_0 + (step * (tiles * field_0 // 8) + s // (8 // field_0)) * tile)

@@ -13,7 +13,7 @@ from mixdq.runtime.before import NOTHING
 from mixdq.runtime.kernel import KernelRequest
 from mixdq.runtime.kernels.gpu import available
 from mixdq.runtime.kernels.gpu import tuning as tuning_module
-from mixdq.runtime.kernels.gpu.configurations import Configuration
+from mixdq.runtime.kernels.gpu.configurations import Card, Configuration
 from mixdq.runtime.kernels.gpu.tuning import configuration, tuning
 from mixdq.types.plan import FLOAT_BITS, LayerBits
 from mixdq.types.tensors import QParams, QuantSpec
@@ -97,6 +97,13 @@ def test_a_configuration_that_a_card_refuses_is_left_for_the_next(monkeypatch: p
 def test_every_width_of_codes(num_bits: int) -> None:
     request = replace(REQUEST, bits=LayerBits(weight=num_bits, activation=8), weight_shape=(9, 133))
     assert_same(request, normal(7, 133), symmetric=num_bits == 8 or num_bits % 2 == 0)
+
+
+def test_results_are_those_of_cards_that_multiply_from_registers() -> None:
+    kernel, x = bound(REQUEST, CUDA), normal(7, 24)
+    wanted = kernel(x)
+    kernel.layer._card = Card(capability=(8, 9), multiprocessors=8)
+    assert torch.equal(kernel(x), wanted)
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
