@@ -24,7 +24,7 @@ INTERPRETED = tl.constexpr(available.interpreted())
 
 # No kernel of its own for every number of them.
 @triton.jit(
-    do_not_specialize=["rows", "steps", "tap_steps", "line_rows", "picture_rows", "scale_rows", "y_rows", "added_rows"],
+    do_not_specialize=["rows", "steps", "tap_steps", "line_rows", "picture_rows", "y_rows", "added_rows"],
 )
 def product(
     x,
@@ -114,11 +114,18 @@ def product(
 
     acc = tl.zeros((block_columns, block_rows), dtype=tl.int32 if of_codes else tl.float32)
     part = tl.program_id(2)
-    for step in range(steps * part // split, steps * (part + 1) // split):
+    start = steps * part // split
+    tap = start // tap_steps
+    in_tap, tap_line, tap_pixel = start % tap_steps, tap // kernel_width, tap % kernel_width
+    for step in range(start, steps * (part + 1) // split):
         if is_window:
-            tap = step // tap_steps
-            at = (tap // kernel_width) * dilated_line + (tap % kernel_width) * dilated_pixel
-            at += (step % tap_steps) * (tiles * tile)
+            at = tap_line * dilated_line + tap_pixel * dilated_pixel + in_tap * (tiles * tile)
+            # The next step's place; divisions would take longer.
+            in_tap += 1
+            tap_pixel += (in_tap == tap_steps).to(tl.int32)
+            in_tap = tl.where(in_tap == tap_steps, 0, in_tap)
+            tap_line += (tap_pixel == kernel_width).to(tl.int32)
+            tap_pixel = tl.where(tap_pixel == kernel_width, 0, tap_pixel)
         else:
             at = step * (tiles * tile)
         for s in tl.static_range(tiles):
@@ -170,7 +177,7 @@ def product(
         tl.store(partial + at, acc, mask=stored)
 
 
-@triton.jit(do_not_specialize=["rows", "part_sums", "scale_rows", "y_rows", "added_rows"])
+@triton.jit(do_not_specialize=["rows", "part_sums", "y_rows", "added_rows"])
 def finish(
     sums,
     scale,

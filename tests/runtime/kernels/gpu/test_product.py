@@ -40,7 +40,7 @@ def product_of(compiled, capability: int, num_bits: int, *, is_window: bool):
         of_codes=True,
     )
     card = Card(capability=divmod(capability, 10), multiprocessors=100)
-    (tile,) = (t for t in choices(sizes, card) if (t.rows, t.columns, t.split) == (128, 128, 1))
+    tile, *_ = (t for t in choices(sizes, card) if (t.rows, t.columns, t.split) == (128, 128, 1))
     fields = (*order.fields, 0, 0)
     constants = {
         "bits": num_bits,
@@ -95,6 +95,9 @@ def test_it_runs_on_the_integer_matrix_units_from_aligned_loads_without_spilling
     # Sums take 256 bytes or more of each thread: were they spilled, the stack would be larger.
     assert int(*re.findall(r"STACK:(\d+)", said)) < 256
     assert_columns_go_16_bytes_at_once(kernel)
+    loop = kernel.asm["ttgir"].split("scf.for")[1].split("scf.yield")[0]
+    assert "tt.dot" in loop or "warp_group_dot" in loop
+    assert not re.search("divsi|remsi", loop)
     # Codes stay four in a register.
     assert len(re.findall(r"prmt|cvt\.s16", kernel.asm["ptx"])) < 4
     if num_bits < 8:
