@@ -107,9 +107,12 @@ def choices(sizes: Sizes, card: Card) -> list[Configuration]:
         # What is in registers needs no place any more: of so many stages one less lies in shared memory.
         freed = 0 if card.reads_shared or sizes.input_bytes > 2 else 1
         stages = max(1, min(4, int(shared / step_bytes) + freed))
+        # Hopper waits for every product; two tiles on a multiprocessor wait in turn, where registers allow it.
+        paired = int((card.generation.shared_kib / 2 - 1) * 2**10 / step_bytes)
+        some = [stages] if rows > 128 or not card.reads_shared or not 3 <= paired < stages else [paired, stages]
         for split in SPLITS:
             if split <= sizes.steps:
-                out.append(Configuration(rows=rows, columns=columns, split=split, warps=warps, stages=stages))
+                out += [Configuration(rows=rows, columns=columns, split=split, warps=warps, stages=s) for s in some]
     return out
 
 

@@ -26,6 +26,12 @@ def test_deep_sums_of_few_tiles_are_shared() -> None:
     assert by_estimate(replace(LARGE, rows=16, columns=320, depth=23040, steps=180), H100)[0].split > 1
 
 
+def test_on_hopper_two_tiles_of_128_fit_a_multiprocessor_and_more_stages_may_be_tuned() -> None:
+    stages = [each.stages for each in choices(LARGE, H100) if (each.rows, each.columns, each.split) == (128, 128, 1)]
+    assert stages == [3, 4]
+    assert 2 * (stages[0] * 2 * 128 * 128 + 1024) <= H100.generation.shared_kib * 1024
+
+
 @pytest.mark.parametrize("steps", [1, 2, 3, 7, 100])
 def test_no_part_of_a_sum_is_empty(steps: int) -> None:
     sizes = replace(LARGE, steps=steps, depth=steps * 128)
