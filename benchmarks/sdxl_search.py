@@ -28,7 +28,7 @@ from mixdq.types.plan import ACTIVATION_CHOICES, WEIGHT_CHOICES
 
 GIB = 2**30
 TRIALS = 5
-"""How many trials of each metric are timed, from the first layer to the last, and all others taken to be like them."""
+"""How many trials of each metric are timed, the first of each fifth; all others are taken to be like them."""
 PROMPTS, VECTORS = 4, 8
 """What a table is made from by default: with four prompts eight vectors are enough."""
 LATENT_PIXELS = 8

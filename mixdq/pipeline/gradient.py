@@ -66,6 +66,8 @@ def _widened(vae: Any) -> Iterator[None]:
     def widen(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         return (args[0].float(), *args[1:])
 
+    # Where Apple's GPUs are about, pipelines narrow a decoder that is wider than the latents.
+    vae.to = lambda *_, **__: vae
     doors = [module for module in (getattr(vae, "post_quant_conv", None), vae.decoder) if module is not None]
     handles = [door.register_forward_pre_hook(widen) for door in doors]
     try:
@@ -78,6 +80,7 @@ def _widened(vae: Any) -> Iterator[None]:
             part.to(torch.float16)
         for handle in handles:
             handle.remove()
+        del vae.to
 
 
 @contextmanager

@@ -22,7 +22,7 @@ _LEAST_LOSS = 1e-6
 def sensitivity_plot(sensitivity: SensitivityTable, table: LayerTable, role: Role, theme: Theme) -> bytes | None:
     """Return an SVG: a panel for each group and metric, a line for each width, layers from most to least sensitive.
 
-    Each line is sorted by itself; where some of its scores are estimates, those that were measured are dots. SSIM is
+    Each line is sorted by itself; where some scores of `role` are estimates, those that were measured are dots. SSIM is
     drawn as the logarithm of what is missing to 1. None where there is no score of `role`.
     """
     panels = []
@@ -37,25 +37,28 @@ def sensitivity_plot(sensitivity: SensitivityTable, table: LayerTable, role: Rol
                 panels.append((group, metric, by_bits))
     if not panels:
         return None
+    estimated = any(score.stderr is not None for _, _, by_bits in panels for each in by_bits.values() for score in each)
     columns = min(2, len(panels))
     rows = math.ceil(len(panels) / columns)
     figure = Figure(figsize=(4.3 * columns, 3.1 * rows), layout="constrained")
     for index, (group, metric, by_bits) in enumerate(panels):
         axes = figure.add_subplot(rows, columns, index + 1)
         style(axes, theme)
-        _sensitivity_panel(axes, metric, by_bits, theme)
+        _sensitivity_panel(axes, metric, by_bits, theme, estimated=estimated)
         count = max(len(scores) for scores in by_bits.values())
         axes.set_title(f"{group}: {count} layers", loc="left", fontsize=10, fontweight="bold", color=theme.ink)
     return svg(figure)
 
 
-def _sensitivity_panel(axes: Axes, metric: str, by_bits: dict[int, list[Score]], theme: Theme) -> None:
+def _sensitivity_panel(
+    axes: Axes, metric: str, by_bits: dict[int, list[Score]], theme: Theme, *, estimated: bool
+) -> None:
     finite = [score.value for scores in by_bits.values() for score in scores if math.isfinite(score.value)]
     ceiling = max(finite, default=0.0)
-    estimated = any(score.stderr is not None for scores in by_bits.values() for score in scores)
     for index, (num_bits, scores) in enumerate(sorted(by_bits.items())):
         points = sorted((_height(metric, score.value, ceiling), score.stderr is None) for score in scores)
         heights = [height for height, _ in points]
+        dots = [index for index, (_, measured) in enumerate(points) if measured or len(points) == 1]
         axes.plot(
             range(1, len(heights) + 1),
             heights,
@@ -63,8 +66,10 @@ def _sensitivity_panel(axes: Axes, metric: str, by_bits: dict[int, list[Score]],
             linestyle=_DASHES[index % len(_DASHES)],
             linewidth=2,
             marker="o" if estimated or len(heights) < 3 else None,
-            markevery=[index for index, (_, measured) in enumerate(points) if measured] if estimated else None,
+            markevery=dots if estimated else None,
             markersize=4 if estimated else 6,
+            # A layer alone is no line.
+            markerfacecolor="none" if len(points) == 1 and not points[0][1] else None,
             label=f"{num_bits} bit",
         )
     if metric == "ssim":

@@ -48,7 +48,10 @@ class Products:
         """
         scorer = self._scorer
         of_part = self._of_call if self._metric == "sqnr" else self._of_batch
-        with differentiable(scorer.pipe, scorer.denoiser, checkpointing=self._checkpointing):
+        with (
+            _explaining(scorer.denoiser, self._checkpointing),
+            differentiable(scorer.pipe, scorer.denoiser, checkpointing=self._checkpointing),
+        ):
             return of_part(part, numbers).numpy()
 
     @property
@@ -104,7 +107,7 @@ class Products:
         for probe in self._probes:
             # Something may be left there of a pass that failed.
             probe.products = None
-        with _explaining(self._scorer.denoiser, self._checkpointing), probing(self._probes, rows), torch.enable_grad():
+        with probing(self._probes, rows), torch.enable_grad():
             result = forward()
             if not result.requires_grad:
                 raise RuntimeError("its result does not depend on its layers as far as autograd knows")

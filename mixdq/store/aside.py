@@ -1,8 +1,8 @@
 """Files that cannot be gone on with: kept under another name, so that nothing is lost."""
 
 import logging
-from collections.abc import Iterator
-from itertools import count, takewhile
+import re
+from itertools import count
 from pathlib import Path
 
 log = logging.getLogger(__name__)
@@ -22,13 +22,12 @@ def name_aside(path: Path) -> Path:
     >>> name_aside(Path("nowhere/a.csv")).name
     'a.old1.csv'
     """
-    return next(name for name in _names(path) if not name.exists())
+    names = (path.with_name(f"{path.stem}.old{number}{path.suffix}") for number in count(1))
+    return next(name for name in names if not name.exists())
 
 
 def kept_aside(path: Path) -> list[Path]:
-    """Return the files that have been kept of those that were called `path`, the oldest first."""
-    return list(takewhile(Path.exists, _names(path)))
-
-
-def _names(path: Path) -> Iterator[Path]:
-    return (path.with_name(f"{path.stem}.old{number}{path.suffix}") for number in count(1))
+    """Return the files that have been kept of those that were called `path`, by number; some may have been removed."""
+    numbered = re.compile(rf"{re.escape(path.stem)}\.old(\d+){re.escape(path.suffix)}")
+    found = {int(match[1]): other for other in path.parent.glob("*.old*") if (match := numbered.fullmatch(other.name))}
+    return [found[number] for number in sorted(found)]

@@ -195,14 +195,16 @@ def _lock(path: Path, file: FileIO) -> None:
     """Keep other processes from opening a log until `file` is closed; ConfigError where one has it open."""
     if fcntl is None:
         return
+    busy = f"{path}: another process is measuring into this file. Wait for it or stop it; what it measures is kept"
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        raise ConfigError(
-            f"{path}: another process is measuring into this file. Wait for it or stop it; what it measures is kept"
-        ) from error
+        raise ConfigError(busy) from error
     except OSError as error:
         log.warning("%s: its file system knows no locks (%s); let one process at a time measure", path, error)
+    # Another process may have begun a file of its own between the opening and the lock.
+    if not (path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())):
+        raise ConfigError(busy)
 
 
 def _head(schema: Schema, origin: Mapping[str, str]) -> str:

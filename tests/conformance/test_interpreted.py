@@ -30,8 +30,9 @@ def test_interpreted_kernels_pass() -> None:
     # Of the suites, what is of these kernels; of their own tests, all.
     chosen = " or ".join(["cuda", "reference_draws", *(Path(name).name for name in OURS)])
     files = [str(TESTS / name) for name in (*SUITES, *OURS)]
-    command = [sys.executable, "-m", "pytest", "-p", "no:xdist", "-p", "no:cacheprovider", *files, "-k", chosen]
+    command = [sys.executable, "-m", "pytest", "-rp", "-p", "no:xdist", "-p", "no:cacheprovider", *files, "-k", chosen]
     environment = {**os.environ, available.INTERPRETER: "1"}
     done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment, cwd=TESTS.parent)
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
-    assert " passed" in done.stdout
+    passed = {line.partition("::")[0] for line in done.stdout.splitlines() if line.startswith("PASSED ")}
+    assert passed == {f"PASSED tests/{name}" for name in (*SUITES, *OURS)}

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from mixdq.errors import ArtifactFormatError, ConfigError, StaleArtifactError
 from mixdq.store import table_file
+from mixdq.store.artifact import atomic_write
 from mixdq.store.table_file import (
     SensitivityLog,
     format_row,
@@ -167,6 +168,7 @@ def test_log_survives_kill_9(tmp_path) -> None:
     assert [score.value for score in read_sensitivity(path).scores] == [0.5]
 
 
+@pytest.mark.skipif(table_file.fcntl is None, reason="this system knows no such locks")
 def test_a_log_that_another_process_has_open_is_refused_until_that_ends(tmp_path) -> None:
     path = tmp_path / "sensitivity.csv"
     code = (
@@ -187,6 +189,23 @@ def test_a_log_that_another_process_has_open_is_refused_until_that_ends(tmp_path
     # One that is refused is let go.
     with pytest.raises(StaleArtifactError):
         SensitivityLog.open(path, {"m": "other"})
+    SensitivityLog.open(path, {"m": "d"}).close()
+
+
+@pytest.mark.skipif(table_file.fcntl is None, reason="this system knows no such locks")
+def test_a_log_that_another_process_begins_anew_meanwhile_is_refused(tmp_path, monkeypatch) -> None:
+    path = tmp_path / "sensitivity.csv"
+    SensitivityLog.open(path, {"m": "d"}).close()
+    lock = table_file.fcntl.flock
+
+    def late(*arguments: object) -> None:
+        atomic_write(path, path.read_bytes())
+        lock(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(table_file.fcntl, "flock", late)
+        with pytest.raises(ConfigError, match=r"sensitivity\.csv: another process is measuring"):
+            SensitivityLog.open(path, {"m": "d"})
     SensitivityLog.open(path, {"m": "d"}).close()
 
 

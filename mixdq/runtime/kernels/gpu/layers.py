@@ -145,6 +145,8 @@ class GpuLayer:
                 return self._launch(chosen, made, y, added)
             except OutOfResources as error:
                 chosen = another(sizes, self._card, chosen, error)
+                if tuner is not None:
+                    tuner.found[self._card, sizes] = chosen
 
     def _launch(self, chosen: Configuration, made: Prepared, y: Tensor, added: Tensor | None) -> None:
         tensors, order, window = self.tensors, self.tensors.order, self._window
