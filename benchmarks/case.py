@@ -76,14 +76,16 @@ class Candidate:
         return _process_bytes(case) + max(self.held, self.loading) * WEIGHTS[case.size]
 
 
-def random_unet(layers: tuple[int, ...], channels: tuple[int, ...], dtype: torch.dtype) -> UNet2DConditionModel:
+def random_unet(
+    layers: tuple[int, ...], channels: tuple[int, ...], dtype: torch.dtype, device: str = "cpu"
+) -> UNet2DConditionModel:
     """Return the UNet in `dtype` with small random weights, never held in another."""
     with torch.device("meta"):
         model = sdxl.unet(layers, channels=channels)
     # Module by module, for diffusers warns when it is asked itself.
     for module in model.children():
         module.to(dtype)
-    model.to_empty(device="cpu")
+    model.to_empty(device=device)
     for parameter in model.parameters():
         parameter.data.uniform_(-0.03, 0.03)
     model.eval().requires_grad_(False)

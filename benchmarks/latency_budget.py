@@ -8,8 +8,7 @@ when the table was made, too, by what the table has for W8A8.
 
 import argparse
 import statistics
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -26,7 +25,6 @@ from mixdq.allocation.frontier import find_frontier
 from mixdq.allocation.joint import allocate, build_program, candidates
 from mixdq.conversion.convert import convert
 from mixdq.evaluation.pace import Pace
-from mixdq.evaluation.timing import wait_for_device
 from mixdq.types.latency import LatencyTable
 from mixdq.types.layers import Group, LayerTable
 from mixdq.types.plan import BitPlan, Budget, LayerBits
@@ -98,7 +96,9 @@ def measure(
         asked = ends.least + (ends.greatest - ends.least) * number / (budgets + 1)
         plan = allocate(layers, scores, replace(budget, latency_ms=asked), latency=latency)
         model = quantized(plan)
-        times = [tuple(seconds(partial(call, one)) for one in (control, model, control)) for _ in range(runs)]
+        times = [
+            tuple(measuring.seconds_of(partial(call, one)) for one in (control, model, control)) for _ in range(runs)
+        ]
         measured = statistics.median(taken for _, taken, _ in times) * 1000.0
         ratio = statistics.median(2.0 * taken / (before + after) for before, taken, after in times)
         at_pace = ratio * latency.of(control_plan)
@@ -106,15 +106,6 @@ def measure(
         rows.append({**made, **shares(plan)})
         del model
     return rows, latency
-
-
-def seconds(call: Callable[[], object]) -> float:
-    """Return what a call takes."""
-    wait_for_device()
-    started = time.perf_counter()
-    call()
-    wait_for_device()
-    return time.perf_counter() - started
 
 
 def made_up(layers: LayerTable) -> SensitivityTable:

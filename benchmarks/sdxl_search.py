@@ -1,8 +1,7 @@
 """What a sensitivity table would cost at SDXL's shape: some passes timed, the rest multiplied out and said so."""
 
 import statistics
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor
 from benchmarks import sdxl
 from benchmarks.case import SIZES, random_unet
 from benchmarks.conversion import record_of, table_of
+from benchmarks.measuring import seconds_of
 from mixdq.evaluation.memory import peak_resident_bytes, reset_peak_resident, resident_bytes
 from mixdq.pipeline.families.sdxl import SDXLFamily
 from mixdq.pipeline.generate import GenerationSpec
@@ -67,18 +67,18 @@ def cost(size: str, side: int, prompts: int, *, checkpointing: bool = False) -> 
         rounding="nearest",
     )
     row: dict[str, float] = {"layers": len(layers), "prompts": prompts}
-    row["call_seconds"] = _seconds(lambda: [replay(pipe.unet, call) for call in trace.calls])
-    row["picture_seconds"] = _seconds(lambda: regenerate(pipe, trace))
+    row["call_seconds"] = seconds_of(lambda: [replay(pipe.unet, call) for call in trace.calls])
+    row["picture_seconds"] = seconds_of(lambda: regenerate(pipe, trace))
     row["resident_bytes"] = resident_bytes() or 0
     hours = dict.fromkeys(("published", "exact", "sketch"), 0.0)
     share = PROMPTS / prompts / 3600
     for metric, trials in by_metric(list_trials(layers, WEIGHT_CHOICES, ACTIVATION_CHOICES, METRIC_OF)).items():
         scorer(trials[0])
         some = trials[:: -(-len(trials) // TRIALS)]
-        trial = statistics.fmean(_seconds(partial(scorer, one)) for one in some)
+        trial = statistics.fmean(seconds_of(partial(scorer, one)) for one in some)
         reset_peak_resident()
         products = Products(trials, scorer, metric, checkpointing=checkpointing)
-        vectors = _seconds(partial(products, 0, range(VECTORS_A_ROUND)))
+        vectors = seconds_of(partial(products, 0, range(VECTORS_A_ROUND)))
         row |= {
             f"{metric}_trials": len(trials),
             f"{metric}_exact_trial_seconds": trial,
@@ -129,9 +129,3 @@ def shown(row: Mapping[str, float], size: str) -> Table:
     for name, value in row.items():
         made.add_row(name.replace("_", " "), f"{value / GIB:.2f} GiB" if name.endswith("bytes") else f"{value:.4g}")
     return made
-
-
-def _seconds(thing: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    thing()
-    return time.perf_counter() - started

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from benchmarks import sdxl
-from benchmarks.case import SIZES, MissingError
+from benchmarks.case import SIZES, MissingError, random_unet
 from benchmarks.conversion import record_of, table_of
 from benchmarks.cuda.timing import Call
 from benchmarks.peers import versions
@@ -37,15 +37,7 @@ class Setting:
 
     def unet(self) -> nn.Module:
         """Return the UNet in float16 on the GPU, with small random weights."""
-        layers, channels = SIZES[self.size]
-        with torch.device("meta"):
-            model: nn.Module = sdxl.unet(layers, channels=channels)
-        for module in model.children():
-            module.to(torch.float16)
-        model.to_empty(device="cuda")
-        for parameter in model.parameters():
-            parameter.data.uniform_(-0.03, 0.03)
-        model.eval().requires_grad_(False)
+        model: nn.Module = random_unet(*SIZES[self.size], torch.float16, "cuda")
         return model
 
     def called(self, model: nn.Module, how: How) -> Call:

@@ -8,8 +8,8 @@
 `layer` is a handle, an int64 tensor on the CPU: operators take no objects, and a number would be a constant of the
 compiled code, which the blocks of a model could then not share. Nothing of a layer is in that code, so kernels are
 bound, checks raise and a loaded or moved layer is bound anew just as without it. Inputs have gradients, for adapters to
-be trained beside and before a layer; they are the third operator's; folded layers have
-none. Importing this module registers all of them.
+be trained beside and before a layer; they are the third operator's, and folded layers have none. Importing this module
+registers all of them.
 """
 
 import itertools
