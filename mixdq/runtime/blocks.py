@@ -5,18 +5,31 @@ inside, masks, other processors, gradients, training, other devices) it leaves a
 quantized, or wrapped in adapters, are called as ever, each for itself. No weight and no name is touched.
 """
 
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from mixdq.runtime.before import GEGLU, NOTHING, SILU, Before, group_norm, layer_norm
-from mixdq.runtime.between import GATE, OUTPUT, PROCESSOR, ChannelsLastOutput, CpuAttention, CpuGeglu, is_plain
+from mixdq.runtime.between import OUTPUT, ChannelsLastOutput
 from mixdq.runtime.folding import fold
 from mixdq.runtime.kernels.gpu import available
 from mixdq.runtime.layer import QuantizedLayer
+from mixdq.runtime.linear import QuantizedLinear
+from mixdq.runtime.plain import (
+    are_bare,
+    folds,
+    is_plain_attention,
+    is_plain_block,
+    is_plain_feed_forward,
+    is_plain_resnet,
+)
+from mixdq.runtime.reading import read, reading
+from mixdq.runtime.together import together
 
 DEVICE = available.device_type()
 
@@ -33,12 +46,12 @@ class FoldedResnet(Folding):
 
     def forward(self: Any, input_tensor: Tensor, temb: Tensor | None, *args: Any, **kwargs: Any) -> Tensor:
         """Return the block's output [batch, out, height, width]."""
-        if args or kwargs or not _is_plain_resnet(self, temb) or not _is_ours(input_tensor):
+        if args or kwargs or not is_plain_resnet(self, temb) or not _is_ours(input_tensor):
             y: Tensor = _otherwise(FoldedResnet, self).forward(input_tensor, temb, *args, **kwargs)
             return y
         shift = None
         if temb is not None:
-            shift = _run(self.time_emb_proj, temb, -1, NOTHING if self.skip_time_act else SILU)[:, :, None, None]
+            shift = _shifted(self, temb)[:, :, None, None]
         y = _run(self.conv1, input_tensor, -3, group_norm(self.norm1, silu=True), shift)
         residual = input_tensor if self.conv_shortcut is None else self.conv_shortcut(input_tensor)
         return _run(self.conv2, y, -3, group_norm(self.norm2, silu=True), residual)
@@ -59,7 +72,7 @@ class FoldedTransformerBlock(Folding):
         **kwargs: Any,
     ) -> Tensor:
         """Return the block's output [batch, tokens, width]."""
-        if cross_attention_kwargs or args or not _is_plain_block(self) or not _is_ours(hidden_states):
+        if cross_attention_kwargs or args or not is_plain_block(self) or not _is_ours(hidden_states):
             y: Tensor = _otherwise(FoldedTransformerBlock, self).forward(
                 *(hidden_states, attention_mask, encoder_hidden_states, encoder_attention_mask, timestep),
                 *(cross_attention_kwargs, *args),
@@ -76,7 +89,7 @@ class FoldedTransformer(Folding):
     """`Transformer2DModel`: the norm before its first projection is folded."""
 
     def _operate_on_continuous_inputs(self: Any, hidden_states: Tensor) -> tuple[Tensor, int]:
-        plain = type(self.norm) is nn.GroupNorm and self.norm.affine and _are_bare(self.norm)
+        plain = type(self.norm) is nn.GroupNorm and self.norm.affine and are_bare(self.norm)
         if not plain or not _is_ours(hidden_states):
             found: tuple[Tensor, int] = _otherwise(FoldedTransformer, self)._operate_on_continuous_inputs(hidden_states)
             return found
@@ -105,7 +118,20 @@ class FoldedOutput(ChannelsLastOutput):
         return _run(last, picture, -3, NOTHING, residual)
 
 
+class FoldedUNet(Folding):
+    """`UNet2DConditionModel`: within a call, layers that read the text, or the time, are called together."""
+
+    def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
+        """Return what the UNet returns."""
+        call = _otherwise(FoldedUNet, self).__call__
+        if torch.compiler.is_compiling():
+            return call(*args, **kwargs)
+        with reading({"text": lambda: _text_readers(self), "time": lambda: _time_readers(self)}):
+            return call(*args, **kwargs)
+
+
 FOLDED: dict[str, type[Folding]] = {
+    "UNet2DConditionModel": FoldedUNet,
     "ResnetBlock2D": FoldedResnet,
     "BasicTransformerBlock": FoldedTransformerBlock,
     "Transformer2DModel": FoldedTransformer,
@@ -140,7 +166,8 @@ def unfold_blocks(denoiser: nn.Module) -> int:
 
 @cache
 def _kind(ours: Any, replaced: Any) -> Any:
-    return type(replaced.__name__, (ours, replaced), {})
+    # Whoever saves a pipeline asks of which library a module is.
+    return type(replaced.__name__, (ours, replaced), {"__module__": replaced.__module__})
 
 
 def _empty(*bases: type) -> Any:
@@ -154,37 +181,75 @@ def _otherwise(ours: type, module: Any) -> Any:
 
 def _run(layer: nn.Module, x: Tensor, axis: int, before: Before, added: Tensor | None = None) -> Tensor:
     """Return `layer(before(x)) + added`, folded where the layer is quantized and nothing watches it."""
-    if isinstance(layer, QuantizedLayer) and _are_bare(layer):
+    if isinstance(layer, QuantizedLayer) and are_bare(layer):
         return fold(layer, x, before, added)
     y: Tensor = layer(before(x, axis))
     return y if added is None else y + added
 
 
-def _folds(layer: nn.Module) -> bool:
-    """Return whether a norm may go into a layer; kernels of floats take none."""
-    return isinstance(layer, QuantizedLayer) and not layer.layout.bits.is_float and _are_bare(layer)
-
-
 def _attended(attn: Any, norm: Any, x: Tensor, text: Tensor | None, mask: Tensor | None) -> Tensor:
-    if mask is not None or not _is_plain_attention(attn):
+    if mask is not None or not is_plain_attention(attn):
         y: Tensor = attn(norm(x), encoder_hidden_states=text, attention_mask=mask) + x
         return y
-    readers = [attn.to_q] if text is not None else [attn.to_q, attn.to_k, attn.to_v]
+    own = [attn.to_q] if text is not None else [attn.to_q, attn.to_k, attn.to_v]
     # Where one of them cannot fold it, the norm is computed once for all.
-    fold_norm = all(_folds(each) for each in readers)
+    fold_norm = all(folds(each) for each in own)
     source, before = (x, layer_norm(norm)) if fold_norm else (norm(x), NOTHING)
-    query = _run(attn.to_q, source, -1, before)
-    if text is None:
-        key, value = _run(attn.to_k, source, -1, before), _run(attn.to_v, source, -1, before)
-    else:
-        key, value = attn.to_k(text), attn.to_v(text)
+    query, *others = _each(own, source, before)
+    key, value = others or _of_text([attn.to_k, attn.to_v], text)
     query, key, value = (each.view(*each.shape[:2], attn.heads, -1).transpose(1, 2) for each in (query, key, value))
     y = functional.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
     return _run(attn.to_out[0], y, -1, NOTHING, x)
 
 
+def _each(layers: Sequence[Any], x: Tensor, before: Before) -> list[Tensor]:
+    """Return what layers make of one input, together where they can."""
+    if len(layers) > 1 and all(folds(each) for each in layers):
+        return together(layers, x, before)
+    return [_run(each, x, -1, before) for each in layers]
+
+
+def _of_text(layers: Sequence[Any], text: Any) -> list[Tensor]:
+    found = [read("text", each, text, NOTHING) for each in layers if folds(each)]
+    known = [each for each in found if each is not None]
+    return known if len(known) == len(layers) else _each(layers, text, NOTHING)
+
+
+def _shifted(block: Any, temb: Tensor) -> Tensor:
+    """Return what a resnet's own projection makes of the time embedding."""
+    layer, before = block.time_emb_proj, NOTHING if block.skip_time_act else SILU
+    found = read("time", layer, temb, SILU) if before is SILU and folds(layer) else None
+    return _run(layer, temb, -1, before) if found is None else found
+
+
+def _text_readers(unet: nn.Module) -> list[QuantizedLinear]:
+    """Return the layers that make keys and values of the text in blocks that read a UNet's own."""
+    blocks: Any = (each for each in _blocks_of(unet) if isinstance(each, FoldedTransformerBlock) and _reads_text(each))
+    return [layer for block in blocks for layer in (block.attn2.to_k, block.attn2.to_v) if folds(layer)]
+
+
+def _reads_text(block: Any) -> bool:
+    return block.attn2 is not None and is_plain_block(block) and is_plain_attention(block.attn2)
+
+
+def _time_readers(unet: nn.Module) -> list[QuantizedLinear]:
+    blocks: Any = (block for block in _blocks_of(unet) if isinstance(block, FoldedResnet))
+    layers = [block.time_emb_proj for block in blocks if not block.skip_time_act]
+    return [layer for layer in layers if layer is not None and folds(layer)]
+
+
+_BLOCKS: WeakKeyDictionary[nn.Module, list[Any]] = WeakKeyDictionary()
+
+
+def _blocks_of(unet: nn.Module) -> list[Any]:
+    """Return a UNet's folded blocks, looked for once."""
+    if unet not in _BLOCKS:
+        _BLOCKS[unet] = [module for module in unet.modules() if module is not unet and isinstance(module, Folding)]
+    return _BLOCKS[unet]
+
+
 def _fed_forward(ff: Any, norm: Any, x: Tensor) -> Tensor:
-    if not _is_plain_feed_forward(ff):
+    if not is_plain_feed_forward(ff):
         y: Tensor = ff(norm(x)) + x
         return y
     return _run(ff.net[2], _run(ff.net[0].proj, x, -1, layer_norm(norm)), -1, GEGLU, x)
@@ -192,57 +257,3 @@ def _fed_forward(ff: Any, norm: Any, x: Tensor) -> Tensor:
 
 def _is_ours(x: Tensor) -> bool:
     return x.device.type == DEVICE and not torch.is_grad_enabled()
-
-
-def _are_bare(*modules: nn.Module) -> bool:
-    """Return whether nothing watches the calls of modules, or stands in their place."""
-    return not any(each._forward_hooks or each._forward_pre_hooks or "forward" in vars(each) for each in modules)
-
-
-def _is_plain_resnet(block: Any, temb: Tensor | None) -> bool:
-    norms = block.norm1, block.norm2
-    return (
-        block.time_embedding_norm == "default"
-        and block.upsample is None
-        and block.downsample is None
-        and block.output_scale_factor == 1.0
-        and (block.time_emb_proj is None) == (temb is None)
-        and type(block.nonlinearity) is nn.SiLU
-        and all(type(norm) is nn.GroupNorm and norm.affine for norm in norms)
-        and not block.dropout.training
-        and _are_bare(*norms, block.nonlinearity, block.dropout)
-    )
-
-
-def _is_plain_block(block: Any) -> bool:
-    norms = [block.norm1, block.norm3, *([] if block.attn2 is None else [block.norm2])]
-    return (
-        block.norm_type == "layer_norm"
-        and block.pos_embed is None
-        and not block.only_cross_attention
-        and block._chunk_size is None
-        and all(type(norm) is nn.LayerNorm and norm.bias is not None for norm in norms)
-        and _are_bare(*norms)
-    )
-
-
-def _is_plain_attention(attn: Any) -> bool:
-    return (
-        (type(attn.processor).__name__ == PROCESSOR or isinstance(attn.processor, CpuAttention))
-        and is_plain(attn)
-        and not attn.residual_connection
-        and attn.rescale_output_factor == 1.0
-        and not attn.to_out[1].training
-        and _are_bare(attn, attn.to_out[1])
-    )
-
-
-def _is_plain_feed_forward(ff: Any) -> bool:
-    gate, dropout, *_ = ff.net
-    return (
-        type(ff).__name__ == "FeedForward"
-        and len(ff.net) == 3
-        and type(gate).__name__ in (GATE, CpuGeglu.__name__)
-        and not dropout.training
-        and _are_bare(ff, gate, dropout)
-    )

@@ -70,7 +70,7 @@ class QuantizedConv2d(QuantizedLayer, nn.Conv2d):
         left, right, top, bottom = around.explicit
         return conv2d(
             x,
-            self._handle,
+            self.handle,
             self.out_channels,
             before,
             added,

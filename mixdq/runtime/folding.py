@@ -40,13 +40,18 @@ def fold(layer: Layer, x: Tensor, before: Before, added: Tensor | None = None) -
 
 def run_folded(layer: Layer, x: Tensor, before: Before, added: Tensor | None) -> Tensor:
     """Return the same by the layer's kernel; what it cannot fold (BOS rows, joined inputs) is computed by torch."""
+    check_input(layer, x, before)
+    kernel = layer.kernel_for(x)
+    if isinstance(kernel, FoldingKernel) and (added is None or added.dtype == x.dtype):
+        return kernel.folded(x, before, added)
+    y = kernel(before(x, layer.channel_axis))
+    return y if added is None else y + added
+
+
+def check_input(layer: Layer, x: Tensor, before: Before) -> None:
+    """Return if `before(x)` can be the layer's input; raise ValueError otherwise."""
     axis = layer.channel_axis
     shape = list(x.shape)
     if shape[axis:]:
         shape[axis] = before.narrowed(shape[axis])
     layer.check_shape(shape)
-    kernel = layer.kernel_for(x)
-    if isinstance(kernel, FoldingKernel) and (added is None or added.dtype == x.dtype):
-        return kernel.folded(x, before, added)
-    y = kernel(before(x, axis))
-    return y if added is None else y + added

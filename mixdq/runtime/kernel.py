@@ -1,8 +1,8 @@
 """What a backend is asked, and what it answers. Which backend wins is decided in `mixdq.runtime.select`."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -91,6 +91,41 @@ class FoldingKernel(Kernel, Protocol):
 
     def folded(self, x: Tensor, before: Before, added: Tensor | None, /) -> Tensor:
         """Return the product of `before(x)` plus `added`, which broadcasts; steps are rounded to the dtype of all."""
+        ...
+
+
+class JointKernel(Protocol):
+    """Products of one input, as one."""
+
+    def __len__(self) -> int:
+        """Return how many there are."""
+        ...
+
+    def takes(self, x: Tensor, /) -> bool:
+        """Return whether such an input may be given; each product by itself takes any."""
+        ...
+
+    def __call__(self, x: Tensor, before: Before, /) -> Tensor:
+        """Return the products of `before(x)`, [..., in], side by side: [..., sum of out]."""
+        ...
+
+
+@runtime_checkable
+class JoiningKernel(Kernel, Protocol):
+    """A kernel that can be called as one with others that read the same input.
+
+    `joint` is what it is called with, if anything, and `place` which of them it is.
+    """
+
+    joint: JointKernel | None
+    place: int
+
+    def join(self, others: Sequence[Kernel], bos: Sequence[BosRow | None], /) -> Sequence[Self] | None:
+        """Return kernels of the same products as this one and `others`, joined; None where they cannot be.
+
+        `bos` has the row of each whose first text tokens are set aside. May wait for the device, and copies weights:
+        those that are given are to be let go.
+        """
         ...
 
 

@@ -50,7 +50,7 @@ class QuantizedLayer(nn.Module):
     bos_output: Tensor | None
     _bound: Bound | None
     _at_run_time: bool
-    _handle: Tensor
+    handle: Tensor
 
     channel_axis: int
 
@@ -60,7 +60,7 @@ class QuantizedLayer(nn.Module):
         self.backend = check_backend(backend)
         self._bound = None
         self._at_run_time = not self.is_static
-        self._handle = new_handle(self)
+        self.handle = new_handle(self)
         self.weight = nn.Parameter(tensors["weight"], requires_grad=False)
         self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
         for name in EXACT_NAMES:
@@ -297,4 +297,4 @@ class QuantizedLayer(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
-        self._handle = new_handle(self)
+        self.handle = new_handle(self)

@@ -1,6 +1,7 @@
 """A Linear layer that computes on integers. Its tensors: `mixdq.runtime.layout`. Its kernel: `mixdq.runtime.layer`."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Self
 
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 
 from mixdq.quant.bos import BosRow
 from mixdq.runtime.before import NOTHING, Before
+from mixdq.runtime.kernel import JoiningKernel, Kernel
 from mixdq.runtime.layer import QuantizedLayer
 from mixdq.runtime.layout import LayerLayout
 from mixdq.runtime.opaque import linear
@@ -55,7 +57,20 @@ class QuantizedLinear(QuantizedLayer, nn.Linear):  # type: ignore[misc]  # nn.Li
 
     def traced(self, x: Tensor, before: Before = NOTHING, added: Tensor | None = None) -> Tensor:
         """Return `run(x)`, or `run_folded`, as an operator that says the output's shape before it runs."""
-        return linear(x, self._handle, self.out_features, before, added)
+        return linear(x, self.handle, self.out_features, before, added)
+
+    def joining(self, input: Tensor) -> JoiningKernel | None:
+        """Return the kernel of the whole product, bound for such an input, where it is kept and others can join it."""
+        self.kernel_for(input)
+        parts = () if self._bound is None else self._bound.parts
+        return parts[0] if len(parts) == 1 and isinstance(parts[0], JoiningKernel) else None
+
+    def take(self, product: Kernel) -> None:
+        """Run on another kernel of the same product, and memory, from now on in the place of the only one it has."""
+        bound = self._bound
+        assert bound is not None
+        assert len(bound.parts) == 1
+        self._bound = replace(bound, kernel=self._compose((product,), bound.dtype), parts=(product,))
 
     def check_shape(self, shape: Sequence[int]) -> None:
         """Return if an input of this shape can be the layer's; raise ValueError otherwise."""

@@ -4,12 +4,13 @@
     mixdq::conv2d  x [(batch,) in, height, width],  layer -> [(batch,) out, height, width], channels last
     mixdq::input_gradient  grad, of the output,     layer -> of the input, which has `shape`
     mixdq::folded_linear, mixdq::folded_conv2d  the same with what stands before a layer, and what is added after it
+    mixdq::together  of several Linear layers that read one input, outputs side by side (`mixdq.runtime.together`)
 
 `layer` is a handle, an int64 tensor on the CPU: operators take no objects, and a number would be a constant of the
 compiled code, which the blocks of a model could then not share. Nothing of a layer is in that code, so kernels are
 bound, checks raise and a loaded or moved layer is bound anew just as without it. Inputs have gradients, for adapters to
 be trained beside and before a layer; they are the third operator's, and folded layers have none. Importing this module
-registers all of them.
+registers all of them but the last.
 """
 
 import itertools
@@ -41,22 +42,24 @@ _LIBRARY: Any = torch.library.Library("mixdq", "FRAGMENT")  # type: ignore[no-un
 _TAGS = tuple(filter(None, [getattr(torch.Tag, "cudagraph_unsafe", None)]))
 
 
-def _define(schema: str) -> None:
+def define(schema: str) -> None:
+    """Declare an operator."""
     _LIBRARY.define(schema, tags=_TAGS)
 
 
-_define("linear(Tensor x, Tensor layer, SymInt out_features) -> Tensor")
-_define(
+define("linear(Tensor x, Tensor layer, SymInt out_features) -> Tensor")
+define(
     "conv2d(Tensor x, Tensor layer, SymInt out_channels, int[] kernel, int[] stride, int[] borders, int[] dilation) "
     "-> Tensor"
 )
-_BETWEEN = "str kind, Tensor? weight, Tensor? bias, int groups, float eps, bool silu, Tensor? added"
-_define(f"folded_linear(Tensor x, Tensor layer, SymInt out_features, {_BETWEEN}) -> Tensor")
-_define(
+BEFORE = "str kind, Tensor? weight, Tensor? bias, int groups, float eps, bool silu"
+"""How operators are given a `Before`."""
+define(f"folded_linear(Tensor x, Tensor layer, SymInt out_features, {BEFORE}, Tensor? added) -> Tensor")
+define(
     "folded_conv2d(Tensor x, Tensor layer, SymInt out_channels, int[] kernel, int[] stride, int[] borders, "
-    f"int[] dilation, {_BETWEEN}) -> Tensor"
+    f"int[] dilation, {BEFORE}, Tensor? added) -> Tensor"
 )
-_define("input_gradient(Tensor grad, Tensor layer, SymInt[] shape) -> Tensor")
+define("input_gradient(Tensor grad, Tensor layer, SymInt[] shape) -> Tensor")
 
 _NUMBERS = itertools.count()
 # A handle keeps nothing alive: compiled code holds the layer itself.
@@ -103,7 +106,8 @@ def conv2d(
     return y
 
 
-def _layer_of(handle: Tensor) -> Runs:
+def layer_of(handle: Tensor) -> Runs:
+    """Return what a handle stands for; raises RuntimeError where that is not in this process."""
     layer = _LAYERS.get(int(handle))
     if layer is None:
         raise RuntimeError(
@@ -114,21 +118,21 @@ def _layer_of(handle: Tensor) -> Runs:
 
 
 def _run_linear(x: Tensor, layer: Tensor, out_features: int) -> Tensor:
-    return _layer_of(layer).run(x).contiguous()
+    return layer_of(layer).run(x).contiguous()
 
 
 def _run_conv2d(x: Tensor, layer: Tensor, *geometry: Any) -> Tensor:
-    return _channels_last(_layer_of(layer).run(x))
+    return _channels_last(layer_of(layer).run(x))
 
 
 def _run_folded_linear(x: Tensor, layer: Tensor, out_features: int, *between: Any) -> Tensor:
     *before, added = between
-    return run_folded(_layer_of(layer), x, Before(*before), added).contiguous()
+    return run_folded(layer_of(layer), x, Before(*before), added).contiguous()
 
 
 def _run_folded_conv2d(x: Tensor, layer: Tensor, *given: Any) -> Tensor:
     *before, added = given[len(given) - len(Before._fields) - 1 :]
-    return _channels_last(run_folded(_layer_of(layer), x, Before(*before), added))
+    return _channels_last(run_folded(layer_of(layer), x, Before(*before), added))
 
 
 def _channels_last(y: Tensor) -> Tensor:
@@ -138,7 +142,7 @@ def _channels_last(y: Tensor) -> Tensor:
 
 
 def _run_gradient(grad: Tensor, layer: Tensor, shape: Sequence[int]) -> Tensor:
-    return _layer_of(layer).input_gradient(grad, shape).contiguous()
+    return layer_of(layer).input_gradient(grad, shape).contiguous()
 
 
 def _fake_gradient(grad: Tensor, layer: Tensor, shape: Sequence[int]) -> Tensor:
@@ -175,15 +179,16 @@ def _fake_conv2d(
     return x.new_empty(*x.shape[:-3], *size, out_channels).movedim(-1, -3)
 
 
-def _register(name: str, run: Callable[..., Tensor], fake: Callable[..., Tensor]) -> None:
+def register(name: str, run: Callable[..., Tensor], fake: Callable[..., Tensor]) -> None:
+    """Say what a declared operator does, and what an output it has."""
     _LIBRARY.impl(name, run, "CompositeExplicitAutograd")
     torch.library.register_fake(f"mixdq::{name}", fake, lib=_LIBRARY)
 
 
-_register("linear", _run_linear, _fake_linear)
-_register("conv2d", _run_conv2d, _fake_conv2d)
-_register("folded_linear", _run_folded_linear, _fake_linear)
-_register("folded_conv2d", _run_folded_conv2d, _fake_conv2d)
-_register("input_gradient", _run_gradient, _fake_gradient)
+register("linear", _run_linear, _fake_linear)
+register("conv2d", _run_conv2d, _fake_conv2d)
+register("folded_linear", _run_folded_linear, _fake_linear)
+register("folded_conv2d", _run_folded_conv2d, _fake_conv2d)
+register("input_gradient", _run_gradient, _fake_gradient)
 for _operator in ("linear", "conv2d"):
     torch.library.register_autograd(f"mixdq::{_operator}", _backward, setup_context=_keep_handle, lib=_LIBRARY)

@@ -195,7 +195,7 @@ def test_a_handle_keeps_no_layer_alive(quantized: Quantize) -> None:
 
 def test_a_program_that_outlives_its_layer_says_so(quantized: Quantize) -> None:
     layer = quantized(nn.Linear(9, 5), "W4A8")
-    handle = layer._handle
+    handle = layer.handle
     del layer
     gc.collect()
     with pytest.raises(RuntimeError, match=r"not in this process.*save_pretrained"):

@@ -7,6 +7,7 @@ float32. No call waits for the device: an input that holds NaN or infinity raise
 of its row, or picture, NaN.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,7 @@ from mixdq.errors import NoBackendError
 from mixdq.quant.bos import CLIP_TOKENS, BosRow
 from mixdq.quant.packing import unpack
 from mixdq.runtime.before import Before
-from mixdq.runtime.kernel import Kernel, KernelRequest, dtype_refusals, int32_refusals
+from mixdq.runtime.kernel import JointKernel, Kernel, KernelRequest, dtype_refusals, int32_refusals
 from mixdq.runtime.kernels.gpu import available
 from mixdq.runtime.kernels.gpu.tensors import LayerTensors, Window
 from mixdq.runtime.kernels.gpu.weights import codes_of, packed_rows, planes_of, weight_order
@@ -26,6 +27,7 @@ from mixdq.types.tensors import QParams, QTensor, QuantSpec
 
 if TYPE_CHECKING:
     from mixdq.runtime.kernels.gpu.layers import GpuLayer
+    from mixdq.runtime.kernels.gpu.together import Together
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -54,15 +56,6 @@ class CudaBackend:
 
     def bind(self, request: KernelRequest, weight: QTensor, bias: Tensor | None, activation: QParams | None) -> Kernel:
         """Return a kernel with the weight in planes."""
-        return _Product(request, weight, bias, activation)
-
-
-class _Product:
-    """A layer of the Triton kernels, which holds the weight in planes."""
-
-    def __init__(
-        self, request: KernelRequest, weight: QTensor, bias: Tensor | None, activation: QParams | None
-    ) -> None:
         # Not where there is no Triton.
         from mixdq.runtime.kernels.gpu.layers import GpuLayer
 
@@ -72,15 +65,24 @@ class _Product:
             window = Window(
                 kernel=(height, width), stride=request.stride, padding=request.padding, dilation=request.dilation
             )
-        self.request = request
-        self.layer = GpuLayer(
+        layer = GpuLayer(
             _tensors(request, weight, bias, activation),
             dtype=request.output_dtype,
             groups=request.groups,
             window=window,
             card=available.card(weight.codes.device),
         )
-        self._run = self.layer.linear if window is None else self.layer.conv2d
+        return _Product(request, layer)
+
+
+class _Product:
+    """A layer of the Triton kernels, which holds the weight in planes; in the memory of several where `joint`."""
+
+    def __init__(
+        self, request: KernelRequest, layer: "GpuLayer", joint: JointKernel | None = None, place: int = 0
+    ) -> None:
+        self.request, self.layer, self.joint, self.place = request, layer, joint, place
+        self._run = layer.linear if request.op == "linear" else layer.conv2d
 
     def portable_codes(self) -> Tensor:
         """Return the weight's codes as they were bound."""
@@ -98,14 +100,24 @@ class _Product:
         Raises:
             NoBackendError: they are on two devices; a kernel would read addresses of another.
         """
-        others = {tensor.device for tensor in (before.weight, before.bias, added) if tensor is not None} - {x.device}
-        if others:
-            raise NoBackendError(
-                f"No backend can run {self.request.layer}: its input is on {x.device}, what is done before or added "
-                f"after it on {', '.join(map(str, others))}. Move all to one device.",
-                refusals={},
-            )
+        _check_devices(self.request.layer, x, before, added)
         return self._run(x, added, before=before)
+
+    def join(self, others: Sequence[Kernel], bos: Sequence[BosRow | None], /) -> "tuple[_Product, ...] | None":
+        """Return this kernel and others in one memory, to be called as one; None where one is of another kind."""
+        from mixdq.runtime.kernels.gpu.together import Together
+
+        kernels = [self, *(other for other in others if isinstance(other, _Product))]
+        requests = [kernel.request for kernel in kernels]
+        like = {(each.op, each.device, each.output_dtype) for each in requests}
+        if len(kernels) <= len(others) or like != {("linear", self.request.device, self.request.output_dtype)}:
+            return None
+        together = Together([kernel.layer for kernel in kernels], bos)
+        joint = _Joint(together, tuple(request.layer for request in requests))
+        return tuple(
+            _Product(kernel.request, kernel.layer.like(tensors), joint, place)
+            for place, (kernel, tensors) in enumerate(zip(kernels, together.tensors, strict=True))
+        )
 
     def beside_bos(self, bos: BosRow, general: Kernel, /) -> Kernel:
         """Return a kernel that sets first tokens aside by itself, and leaves unusual texts to `general`."""
@@ -113,6 +125,26 @@ class _Product:
 
     def __call__(self, x: Tensor, /) -> Tensor:
         return self._run(x)
+
+
+@dataclass(frozen=True, eq=False)
+class _Joint:
+    """Linear layers that read one input."""
+
+    together: "Together"
+    names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def takes(self, x: Tensor, /) -> bool:
+        """Return whether such an input may be given; each layer by itself takes any."""
+        return self.together.takes(x)
+
+    def __call__(self, x: Tensor, before: Before, /) -> Tensor:
+        """Return the layers' outputs side by side; raises NoBackendError as `_Product.folded`."""
+        _check_devices(self.names[0], x, before)
+        return self.together(x, before)
 
 
 @dataclass(frozen=True)
@@ -127,6 +159,16 @@ class _BesideBos:
         if x.dim() == 3 and x.shape[1] <= CLIP_TOKENS:
             return self.layer.linear_beside_bos(x, self.bos.input, self.bos.output)
         return self.general(x)
+
+
+def _check_devices(name: str, x: Tensor, before: Before, added: Tensor | None = None) -> None:
+    others = {tensor.device for tensor in (before.weight, before.bias, added) if tensor is not None} - {x.device}
+    if others:
+        raise NoBackendError(
+            f"No backend can run {name}: its input is on {x.device}, what is done before or added after it on "
+            f"{', '.join(map(str, others))}. Move all to one device.",
+            refusals={},
+        )
 
 
 def _tensors(request: KernelRequest, weight: QTensor, bias: Tensor | None, activation: QParams | None) -> LayerTensors:

@@ -36,7 +36,7 @@ class GpuLayer:
         `forced` may be set to a configuration to run in, whatever is best known.
         """
         self.tensors = tensors
-        self._dtype, self._groups, self._card = dtype, groups, card
+        self.dtype, self._groups, self._card = dtype, groups, card
         self._widens = available.interpreted()
         self._given_window, self._window = window, window or Window()
         self._columns = tensors.scale.shape[0]
@@ -52,8 +52,8 @@ class GpuLayer:
 
         It has the layer's dtype where none is given. The product is rounded to the dtype of `added` before that.
         """
-        dtype = dtype or self._dtype
-        y = self._empty(x, *x.shape[:-1], dtype=dtype)
+        dtype = dtype or self.dtype
+        y = self.empty(x, *x.shape[:-1], dtype=dtype)
         if y.numel():
             self._run(as_picture(x, apart=before.kind == "group_norm"), y, added, before)
         return y.to(dtype)
@@ -64,9 +64,9 @@ class GpuLayer:
         """Return the output [(batch,) out, height, width] of `x` [(batch,) in, height, width]; as `linear`."""
         if x.dim() == 3:
             return self.conv2d(x[None], None if added is None else added[None], dtype, before)[0]
-        dtype = dtype or self._dtype
+        dtype = dtype or self.dtype
         batch, _, height, width = x.shape
-        y = self._empty(x, batch, *self._size(height, width), dtype=dtype)
+        y = self.empty(x, batch, *self._size(height, width), dtype=dtype)
         if y.numel():
             self._run(x, y, None if added is None else added.expand(y.movedim(-1, 1).shape).movedim(1, -1), before)
         return y.to(dtype).permute(0, 3, 1, 2)
@@ -76,15 +76,18 @@ class GpuLayer:
 
         `bos_input` [in] and `bos_output` [out] are float32.
         """
-        tensors, order = self.tensors, self.tensors.order
-        batch, tokens, channels = x.shape
-        y = self._empty(x, batch, tokens, dtype=self._dtype)
-        if not y.numel():
-            return y.to(self._dtype)
-        if tokens > 1:
-            self._run(as_picture(x[:, 1:]), y[:, 1:], None)
-        with _on(x.device):
-            bos.bos_rows[(-(-self._columns // 64), batch)](
+        y = self.empty(x, *x.shape[:2], dtype=self.dtype)
+        if y.numel():
+            if x.shape[1] > 1:
+                self._run(as_picture(x[:, 1:]), y[:, 1:], None)
+            self.write_bos(x, y, bos_input, bos_output)
+        return y.to(self.dtype)
+
+    def write_bos(self, x: Tensor, y: Tensor, bos_input: Tensor, bos_output: Tensor) -> None:
+        """Write the first tokens' output of `x` [batch, tokens, in] to those of `y` [batch, tokens, out]."""
+        tensors, order, channels = self.tensors, self.tensors.order, x.shape[2]
+        with on(x.device):
+            bos.bos_rows[(-(-self._columns // 64), x.shape[0])](
                 *(x, bos_input, bos_output, tensors.bias, tensors.scale, tensors.zero_points, *self._planes, y),
                 *(channels, self._columns, order.tap_steps, x.stride(0), x.stride(2), y.stride(0)),
                 misfit_limit=MISFIT_LIMIT,
@@ -100,27 +103,31 @@ class GpuLayer:
                 num_warps=4,
                 enable_fp_fusion=False,
             )
-        return y.to(self._dtype)
 
-    def _empty(self, x: Tensor, *shape: int, dtype: torch.dtype) -> Tensor:
+    def empty(self, x: Tensor, *shape: int, dtype: torch.dtype, columns: int | None = None) -> Tensor:
+        """Return an output [*shape, columns] to be written and to become one of `dtype`; its own columns where None."""
         # Triton's interpreter does not round to bfloat16.
         stored = torch.float32 if self._widens else dtype
-        return torch.empty(*shape, self._columns, dtype=stored, device=x.device)
+        return torch.empty(*shape, columns or self._columns, dtype=stored, device=x.device)
+
+    def like(self, tensors: LayerTensors) -> "GpuLayer":
+        """Return such a layer of other tensors."""
+        return GpuLayer(tensors, dtype=self.dtype, groups=self._groups, window=self._given_window, card=self._card)
 
     def _run(self, x: Tensor, y: Tensor, added: Tensor | None, before: Before = NOTHING) -> None:
-        with _on(x.device):
+        with on(x.device):
             self.multiply(prepare(x, self.tensors, self._given_window, self._groups, before), y, added)
 
     def prepared(self, x: Tensor) -> tuple[Prepared, Tensor]:
         """Return an input made ready and an output [batch, height, width, out] to write to: what `multiply` takes."""
         x = as_picture(x) if self._given_window is None else x
         batch, _, height, width = x.shape
-        with _on(x.device):
+        with on(x.device):
             made = prepare(x, self.tensors, self._given_window, self._groups)
-        return made, self._empty(x, batch, *self._size(height, width), dtype=self._dtype)
+        return made, self.empty(x, batch, *self._size(height, width), dtype=self.dtype)
 
     def multiply(self, made: Prepared, y: Tensor, added: Tensor | None) -> None:
-        """Write the output [batch, height, width, out] of an input made ready to `y`."""
+        """Write the output [..., out] of an input made ready to `y`: contiguous, or columns of [batch, rows, more]."""
         order = self.tensors.order
         sizes = Sizes(
             rows=y.numel() // self._columns,
@@ -157,8 +164,8 @@ class GpuLayer:
         if chosen.split > 1:
             sums = torch.int32 if self._of_codes else torch.float32
             partial = torch.empty(chosen.split, rows, self._columns, dtype=sums, device=y.device)
-        # A text's rows lie apart from the next one's where first tokens lie between.
-        y_order = (rows, 0) if y.is_contiguous() else (y.shape[-2], y.stride(0))
+        # A text's rows lie apart from the next one's where first tokens lie between, rows where other columns do.
+        y_order = (rows, 0, self._columns) if y.is_contiguous() else (y.shape[-2], y.stride(0), y.stride(-2))
         more = None if added is None else _rows_of(added, y)
         more_order = (1, 0, 0) if more is None else (more.shape[1], more.stride(0), more.stride(1))
         scale_rows = y.shape[-3] * y.shape[-2] if made.of_pictures else 1
@@ -224,6 +231,6 @@ def _rows_of(added: Tensor, y: Tensor) -> Tensor:
     return added if added.stride(-1) == 1 else added.contiguous()
 
 
-def _on(device: torch.device) -> AbstractContextManager[object]:
+def on(device: torch.device) -> AbstractContextManager[object]:
     """Return a context in which kernels start on a device."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()

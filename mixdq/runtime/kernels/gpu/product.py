@@ -56,6 +56,7 @@ def product(
     strided_pixel,
     y_rows,
     y_batch,
+    y_row,
     added_rows,
     added_batch,
     added_row,
@@ -82,8 +83,8 @@ def product(
     What is multiplied has the type `operand`, the input's (Triton's interpreter takes bfloat16 for integers);
     `through_registers` on cards whose matrix units read registers only.
     Lengths are counted in elements. `line_rows` and `picture_rows` are the rows of `y` that belong to a line and to a
-    picture of it, `scale_rows` those that share a scale. `y_rows` rows of `y` lie `y_batch` before the next so many;
-    `added_rows` rows of `added`, `added_row` apart, lie `added_batch` before the next so many.
+    picture of it, `scale_rows` those that share a scale. `y_rows` rows of `y`, `y_row` apart, lie `y_batch` before the
+    next so many; `added_rows` rows of `added`, `added_row` apart, `added_batch` before the next so many.
     """
     group = tl.program_id(1)
     row_tiles = tl.cdiv(rows, block_rows)
@@ -166,7 +167,7 @@ def product(
     known = n < columns
     stored = (m < rows)[None, :] & known[:, None]
     if split == 1:
-        y_at = (m // y_rows).to(tl.int64) * y_batch + (m % y_rows).to(tl.int64) * total_columns
+        y_at = (m // y_rows).to(tl.int64) * y_batch + (m % y_rows).to(tl.int64) * y_row
         y_at = y_at[None, :] + column[:, None]
         _end(
             *(acc, sums, scale, bias, row_scale, row_zero, added, y, row, column, y_at, known, stored),
@@ -193,6 +194,7 @@ def finish(
     scale_rows,
     y_rows,
     y_batch,
+    y_row,
     added_rows,
     added_batch,
     added_row,
@@ -213,7 +215,7 @@ def finish(
     for _ in range(1, split):
         at += part_sums
         acc += tl.load(at, mask=stored, other=0)
-    y_at = (m // y_rows).to(tl.int64) * y_batch + (m % y_rows).to(tl.int64) * columns
+    y_at = (m // y_rows).to(tl.int64) * y_batch + (m % y_rows).to(tl.int64) * y_row
     y_at = y_at[None, :] + n[:, None]
     _end(
         *(acc, sums, scale, bias, row_scale, row_zero, added, y, row, n, y_at, known, stored),

@@ -1,7 +1,10 @@
 """What a layer on a GPU is made of."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Self
 
+import torch
 from torch import Tensor
 
 from mixdq.runtime.kernels.gpu.weights import WeightOrder
@@ -41,6 +44,38 @@ class LayerTensors:
     def dynamic(self) -> bool:
         """Whether each row or picture of the input is scaled by its own numbers."""
         return self.of_codes and self.input_scale is None
+
+    def rows(self, first: int, last: int) -> Self:
+        """Return some outputs alone, in the same memory."""
+        zero_points, bias = self.zero_points, self.bias
+        return replace(
+            self,
+            planes=tuple(plane[first:last] for plane in self.planes),
+            zero_points=None if zero_points is None else zero_points[first:last],
+            sums=self.sums[first:last],
+            scale=self.scale[first:last],
+            bias=None if bias is None else bias[first:last],
+        )
+
+
+def stacked(layers: Sequence[LayerTensors]) -> LayerTensors:
+    """Return the outputs of layers of like weights and the same input, one after another, as one layer's."""
+    first = layers[0]
+    return replace(
+        first,
+        planes=tuple(torch.cat(planes) for planes in zip(*(layer.planes for layer in layers), strict=True)),
+        zero_points=_stacked([layer.zero_points for layer in layers]),
+        sums=torch.cat([layer.sums for layer in layers]),
+        scale=torch.cat([layer.scale for layer in layers]),
+        bias=_stacked([layer.bias for layer in layers]),
+    )
+
+
+def _stacked(vectors: Sequence[Tensor | None]) -> Tensor | None:
+    known = [vector for vector in vectors if vector is not None]
+    if len(known) not in (0, len(vectors)):
+        raise ValueError("layers that have zero points, or a bias, cannot stand with others that have none")
+    return torch.cat(known) if known else None
 
 
 @dataclass(frozen=True, kw_only=True)
