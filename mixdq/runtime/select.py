@@ -41,7 +41,8 @@ def select(
         if not reasons:
             return candidate, refusals
         refusals[candidate.name] = tuple(reasons)
-    raise NoBackendError(_complaint(request, backend, refusals), refusals=refusals)
+    named = [each.name for each in backends if each.name in ONLY_NAMED and not each.refusals(request)]
+    raise NoBackendError(_complaint(request, backend, refusals, named), refusals=refusals)
 
 
 def check_backend(backend: str, backends: Sequence[Backend] = BACKENDS) -> str:
@@ -60,11 +61,14 @@ def _candidates(backend: str, backends: Sequence[Backend]) -> list[Backend]:
     return named
 
 
-def _complaint(request: KernelRequest, backend: str, refusals: Mapping[str, Sequence[str]]) -> str:
+def _complaint(
+    request: KernelRequest, backend: str, refusals: Mapping[str, Sequence[str]], named: Sequence[str]
+) -> str:
     what = f"{request.layer} ({request.op}, {request.bits}, {request.device}, {request.dtype})"
     why = "; ".join(f"{name}: {', '.join(reasons)}" for name, reasons in refusals.items())
     advice = ""
     if backend == AUTO:
         why = why or "this version has no fast backend"
-        advice = f" The slow one runs when it is named: --backend {REFERENCE.name} (backend={REFERENCE.name!r})."
+        ways = [f"--backend {name} (backend={name!r})" for name in named]
+        advice = f" What is slower runs when it is named: {', or '.join(ways)}." if ways else ""
     return f"No backend can run {what}: {why}.{advice}"

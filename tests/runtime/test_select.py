@@ -50,6 +50,16 @@ def test_auto_never_falls_back_to_the_reference() -> None:
     assert "up.conv (linear, W3A8, cpu" in str(error.value)
 
 
+def test_slower_ones_that_would_run_are_named_and_no_others() -> None:
+    slow = Stub("int_mm")
+    with pytest.raises(NoBackendError, match=r"--backend int_mm .*, or --backend reference"):
+        select(REQUEST, "auto", (PICKY, slow, REFERENCE))
+    for others in ((PICKY, Stub("int_mm", ("groups",)), REFERENCE), (PICKY, REFERENCE)):
+        with pytest.raises(NoBackendError) as error:
+            select(REQUEST, "auto", others)
+        assert "int_mm" not in str(error.value).partition("slower")[2]
+
+
 def test_without_any_fast_backend_the_message_says_so() -> None:
     with pytest.raises(NoBackendError, match="this version has no fast backend") as error:
         select(REQUEST, "auto", (REFERENCE,))
