@@ -4,16 +4,21 @@ Here in plain torch, as the blocks compute it themselves; a kernel that folds it
 bit (`mixdq.runtime.kernels.gpu.activations`).
 """
 
-from typing import Literal, NamedTuple
+from collections.abc import Sequence
+from typing import Literal, NamedTuple, Self
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-Kind = Literal["", "group_norm", "layer_norm", "geglu"]
+Kind = Literal["", "group_norm", "affine", "layer_norm", "geglu"]
 
 
 class Before(NamedTuple):
-    """A norm of a module's `weight` and `bias`, or a gate; `groups` are a group norm's."""
+    """A norm of a module's `weight` and `bias`, or a gate; `groups` are a group norm's.
+
+    A group norm is "affine" once its moments are known: float32 `weight` and `bias` [batch, channels], see `norms`.
+    """
 
     kind: Kind = ""
     weight: Tensor | None = None
@@ -31,6 +36,11 @@ class Before(NamedTuple):
             last = channel_axis == -1
             x = functional.group_norm(x.mT if last else x, self.groups, self.weight, self.bias, self.eps)
             x = x.mT if last else x
+        elif self.kind == "affine" and self.weight is not None and self.bias is not None:
+            weight, bias = (
+                each[:, None] if channel_axis == -1 else each[..., None, None] for each in (self.weight, self.bias)
+            )
+            x = (x * weight + bias).to(x.dtype).view(x.shape)
         elif self.kind == "layer_norm":
             x = functional.layer_norm(x, x.shape[-1:], self.weight, self.bias, self.eps)
         elif self.kind == "geglu":
@@ -46,6 +56,13 @@ class Before(NamedTuple):
     def narrowed(self, channels: int) -> int:
         """Return how many of so many channels are left for the layer."""
         return channels // 2 if self.kind == "geglu" else channels
+
+    def of_parts(self, splits: Sequence[int]) -> list[Self]:
+        """Return what stands before each part of the channels, where that is nothing or affine, with SiLU or not."""
+        if self.weight is None or self.bias is None:
+            return [self] * len(splits)
+        parts = zip(*(torch.split(each, list(splits), dim=-1) for each in (self.weight, self.bias)), strict=True)
+        return [self._replace(weight=weight, bias=bias) for weight, bias in parts]
 
 
 NOTHING = Before()

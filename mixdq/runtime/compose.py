@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from mixdq.quant.bos import BosRows, with_first_row
-from mixdq.runtime.kernel import AddingKernel, Kernel
+from mixdq.runtime.before import Before
+from mixdq.runtime.kernel import AddingKernel, FoldingPart, Kernel
 from mixdq.runtime.requests import Borders
 
 
@@ -35,6 +36,34 @@ class JoinedInput:
                 total = total + kernel(part)
         assert total is not None
         return total.to(self.dtype)
+
+
+@dataclass(frozen=True)
+class FoldingJoinedInput(JoinedInput):
+    """A joined input whose kernels fold: a group norm's moments are the whole's, each part is prepared by itself."""
+
+    kernels: tuple[FoldingPart, ...]
+
+    def folded(self, x: Tensor, before: Before, added: Tensor | None, /) -> Tensor:
+        """Return the sum of the parts' products plus `added`; what no part can do by itself is computed by torch."""
+        if before.kind in ("", "group_norm", "affine"):
+            parts = torch.split(x, list(self.splits), dim=self.channel_axis)
+            befores = self.kernels[0].by_channel(x, before).of_parts(self.splits)
+            y: Tensor | None = None
+            for kernel, part, own in zip(self.kernels, parts, befores, strict=True):
+                y = kernel.folded(part, own, y, self.dtype if kernel is self.kernels[-1] else torch.float32)
+            assert y is not None
+        else:
+            y = self(before(x, self.channel_axis))
+        return y if added is None else y + added
+
+
+def joined(kernels: tuple[Kernel, ...], splits: tuple[int, ...], channel_axis: int, dtype: torch.dtype) -> JoinedInput:
+    """Return the kernels of the parts of an input as one; it folds where all of them do."""
+    folding = tuple(kernel for kernel in kernels if isinstance(kernel, FoldingPart))
+    if len(folding) == len(kernels):
+        return FoldingJoinedInput(folding, splits, channel_axis, dtype)
+    return JoinedInput(kernels, splits, channel_axis, dtype)
 
 
 @dataclass(frozen=True)

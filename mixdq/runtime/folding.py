@@ -39,7 +39,7 @@ def fold(layer: Layer, x: Tensor, before: Before, added: Tensor | None = None) -
 
 
 def run_folded(layer: Layer, x: Tensor, before: Before, added: Tensor | None) -> Tensor:
-    """Return the same by the layer's kernel; what it cannot fold (BOS rows, joined inputs) is computed by torch."""
+    """Return the same by the layer's kernel; what it cannot fold (BOS rows, unusual borders) is computed by torch."""
     check_input(layer, x, before)
     kernel = layer.kernel_for(x)
     if isinstance(kernel, FoldingKernel) and (added is None or added.dtype == x.dtype):

@@ -94,6 +94,19 @@ class FoldingKernel(Kernel, Protocol):
         ...
 
 
+@runtime_checkable
+class FoldingPart(FoldingKernel, Protocol):
+    """A folding kernel that may be one of several whose inputs are parts of a whole."""
+
+    def by_channel(self, whole: Tensor, before: Before, /) -> Before:
+        """Return what a group norm of the whole input does to each of its channels; anything else as it is."""
+        ...
+
+    def folded(self, x: Tensor, before: Before, added: Tensor | None, /, dtype: torch.dtype | None = None) -> Tensor:
+        """Return the same in `dtype`, or the request's; `added` may be float32, what other parts gave (`add`)."""
+        ...
+
+
 class JointKernel(Protocol):
     """Products of one input, as one."""
 

@@ -18,7 +18,7 @@ from mixdq.quant.grid import input_spec
 from mixdq.quant.weights import dequantize_weight
 from mixdq.runtime.before import NOTHING, Before
 from mixdq.runtime.binding import Bound, bind_parts, is_offloaded, stand_in
-from mixdq.runtime.compose import BesideBosRow, JoinedInput
+from mixdq.runtime.compose import BesideBosRow, joined
 from mixdq.runtime.heap import HEAP
 from mixdq.runtime.kernel import BosKernel, HoldingKernel, Kernel
 from mixdq.runtime.layout import (
@@ -242,7 +242,7 @@ class QuantizedLayer(nn.Module):
 
     def _compose(self, parts: tuple[Kernel, ...], dtype: torch.dtype) -> Kernel:
         """Return the kernels of the parts as the layer's own."""
-        kernel = parts[0] if len(parts) == 1 else JoinedInput(parts, self.layout.splits, self.channel_axis, dtype)
+        kernel = parts[0] if len(parts) == 1 else joined(parts, self.layout.splits, self.channel_axis, dtype)
         bos = self.bos_row()
         if bos is None:
             return kernel

@@ -1,10 +1,11 @@
 """What stands before a layer, in plain torch: what the modules give that it is made of."""
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mixdq.runtime.before import GEGLU, NOTHING, SILU, group_norm, layer_norm
+from mixdq.runtime.before import GEGLU, NOTHING, SILU, Before, group_norm, layer_norm
 
 
 def norm_of(norm: nn.Module) -> nn.Module:
@@ -20,6 +21,19 @@ def test_a_group_norm_is_the_modules_of_pictures_and_of_their_tokens() -> None:
     assert torch.equal(group_norm(norm, silu=True)(x, -3), functional.silu(norm(x)))
     tokens = x.permute(0, 2, 3, 1).flatten(1, 2)
     torch.testing.assert_close(group_norm(norm, silu=False)(tokens, -1), norm(x).permute(0, 2, 3, 1).flatten(1, 2))
+
+
+@pytest.mark.parametrize("axis", [-1, -3])
+def test_affine_it_has_numbers_for_each_picture_and_parts_for_each_part_of_the_channels(axis: int) -> None:
+    x, weight, bias = torch.randn(2, 6, 4, 5).half(), torch.randn(2, 6), torch.randn(2, 6)
+    wanted = functional.silu((x * weight[..., None, None] + bias[..., None, None]).half())
+    if axis == -1:
+        x, wanted = (each.permute(0, 2, 3, 1).flatten(1, 2) for each in (x, wanted))
+    before = Before("affine", weight, bias, silu=True)
+    assert torch.equal(before(x, axis), wanted)
+    parts = zip(before.of_parts([2, 4]), x.split([2, 4], axis), strict=True)
+    assert torch.equal(torch.cat([part(each, axis) for part, each in parts], axis), wanted)
+    assert SILU.of_parts([2, 4]) == [SILU, SILU]
 
 
 def test_a_layer_norm_is_the_modules() -> None:

@@ -31,7 +31,7 @@ NEARLY = 40.0
 FOLDED = 3
 """Blocks of the model below that fold."""
 
-Inputs = tuple[Tensor, Tensor, Tensor]
+Inputs = tuple[Tensor, ...]
 
 
 class Model(nn.Module):
@@ -104,6 +104,18 @@ def test_folded_it_draws_the_same_and_no_norm_gate_or_sum_is_a_pass_of_its_own(p
     assert counts == [[3, 3, 3, 1, 6], [0, 0, 0, 0, 0]]
     assert sqnr(*outputs) > NEARLY
     assert outputs[1].is_contiguous(memory_format=torch.channels_last)
+
+
+def test_of_a_joined_input_no_norm_is_a_pass_of_its_own(quantized) -> None:
+    block = ResnetBlock2D(in_channels=12, out_channels=8, temb_channels=6, groups=2, groups_out=2).eval()
+    for name, splits in {"conv1": (8, 4), "conv_shortcut": (8, 4), "conv2": (), "time_emb_proj": ()}.items():
+        block.set_submodule(name, quantized(block.get_submodule(name), "W8A8", splits=splits, backend="cuda"))
+    given = torch.randn(2, 12, 4, 3, device=DEVICE), torch.randn(2, 6, device=DEVICE)
+    wanted = drawn(block.to(DEVICE), given)
+    assert fold_blocks(block) == 1
+    with Operators() as operators:
+        assert sqnr(wanted, drawn(block, given)) > NEARLY
+    assert [operators.calls[name] for name in ("native_group_norm", "silu", "add")] == [0, 0, 1]
 
 
 def test_undone_it_is_as_it_was_and_done_twice_is_done_once(plain, model) -> None:

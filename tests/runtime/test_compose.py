@@ -4,7 +4,8 @@ from torch import Tensor
 
 from mixdq.errors import BosNotConstantError
 from mixdq.quant.bos import BosRow, BosRows
-from mixdq.runtime.compose import BesideBosRow, JoinedInput, PaddedInput
+from mixdq.runtime.before import GEGLU, NOTHING, SILU, Before, group_norm
+from mixdq.runtime.compose import BesideBosRow, FoldingJoinedInput, JoinedInput, PaddedInput, joined
 from mixdq.runtime.requests import Borders
 
 
@@ -25,6 +26,44 @@ def test_channels_of_a_picture_are_the_third_axis_from_the_end() -> None:
     x = torch.randn(2, 2, 4, 4)
     assert torch.equal(joined(x), 2 * x[:, :1] + 2 * x[:, 1:])
     assert torch.equal(joined(x[0]), joined(x)[0])
+
+
+class Folding:
+    """A part's kernel that folds, by torch; it adds all channels up."""
+
+    def __call__(self, x: Tensor, /) -> Tensor:
+        return x.float().sum(1, keepdim=True)
+
+    def by_channel(self, whole: Tensor, before: Before, /) -> Before:
+        if before.weight is None or before.bias is None:
+            return before
+        parts = whole.unflatten(1, (before.groups, -1))
+        mean, rstd = parts.mean((2, 3, 4)), (parts.var((2, 3, 4), correction=0) + before.eps).rsqrt()
+        size = parts.shape[2]
+        weight = rstd.repeat_interleave(size, 1) * before.weight
+        bias = before.bias - mean.repeat_interleave(size, 1) * weight
+        return before._replace(kind="affine", weight=weight, bias=bias)
+
+    def folded(self, x: Tensor, before: Before, added: Tensor | None, /, dtype: torch.dtype | None = None) -> Tensor:
+        y = self(before(x, -3))
+        return (y if added is None else added + y).to(dtype)
+
+
+def test_a_joined_input_folds_where_all_its_parts_do() -> None:
+    assert type(joined((Folding(), double), (3, 3), -3, torch.float32)) is JoinedInput
+    assert type(joined((Folding(), Folding()), (3, 3), -3, torch.float32)) is FoldingJoinedInput
+
+
+@pytest.mark.parametrize("kind", ["group norm", "SiLU", "nothing", "gate"])
+def test_folded_each_part_is_given_its_channels_of_what_stands_before_the_whole(kind: str) -> None:
+    norm = torch.nn.GroupNorm(2, 6)
+    torch.nn.init.normal_(norm.weight)
+    torch.nn.init.normal_(norm.bias)
+    before = {"group norm": group_norm(norm, silu=True), "SiLU": SILU, "nothing": NOTHING, "gate": GEGLU}[kind]
+    x = torch.randn(2, 12 if kind == "gate" else 6, 3, 5)
+    added = torch.randn(2, 1, 1, 5)
+    kernel = FoldingJoinedInput((Folding(),) * 3, (2, 3, 1), -3, torch.float32)
+    torch.testing.assert_close(kernel.folded(x, before, added), kernel(before(x, -3)) + added)
 
 
 def test_the_first_token_never_reaches_the_kernel() -> None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from mixdq.metrics.sqnr import sqnr
 from mixdq.quant.bos import BosRow
 from mixdq.runtime.before import GEGLU, NOTHING, SILU, Before
 from mixdq.runtime.folding import fold
@@ -16,6 +17,8 @@ works = pytest.mark.skipif(available.trouble() is not None, reason=str(available
 
 Quantize = Callable[..., QuantizedLayer]
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+NEARLY = 40.0
+"""dB, where a code here and there falls otherwise, for a norm's last bit."""
 
 
 def norm(kind: str, channels: int, **more: object) -> Before:
@@ -67,12 +70,42 @@ def test_where_it_can_no_code_is_off_by_more_than_one(quantized: Quantize, name:
 
 
 @works
-def test_a_first_text_token_and_joined_inputs_are_left_to_torch(quantized: Quantize) -> None:
+def test_a_first_text_token_and_layer_norms_of_joined_inputs_are_left_to_torch(quantized: Quantize) -> None:
     bos = BosRow(input=torch.full((6,), 50.0), output=torch.randn(9))
     x = torch.randn(2, 5, 6, device=DEVICE)
-    for layer in (quantized(nn.Linear(6, 9), "W8A8", bos=bos), quantized(nn.Linear(6, 9), "W8A8", splits=(2, 4))):
+    joined = quantized(nn.Linear(6, 9), "W8A8", splits=(2, 4))
+    for layer, before in ((quantized(nn.Linear(6, 9), "W8A8", bos=bos), SILU), (joined, norm("layer_norm", 6))):
         layer.to(DEVICE).use_backend("cuda")
-        assert torch.equal(fold(layer, x, SILU, x[..., :1]), apart(layer, x, SILU, x[..., :1]))
+        assert torch.equal(fold(layer, x, before, x[..., :1]), apart(layer, x, before, x[..., :1]))
+
+
+JOINED: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "window": (lambda: nn.Conv2d(12, 9, 3, padding=1), (2, 12, 5, 4)),
+    "shortcut": (lambda: nn.Conv2d(12, 9, 1), (2, 12, 5, 4)),
+    "tokens": (lambda: nn.Linear(12, 9), (2, 20, 12)),
+}
+
+
+@works
+@pytest.mark.parametrize(("bits", "dynamic"), [("W8A8", False), ("W8A8", True), ("W4A16", False)])
+@pytest.mark.parametrize("name", list(JOINED))
+def test_a_norm_is_of_the_whole_joined_input_and_folded_into_each_part(quantized, name, bits, dynamic) -> None:
+    make, shape = JOINED[name]
+    layer = quantized(make().to(DEVICE), bits, splits=(5, 7), dynamic=dynamic).to(DEVICE)
+    layer.use_backend("cuda")
+    # Groups of 4 straddle the parts, which differ as what comes from below and a skip may.
+    x = torch.randn(shape, device=DEVICE)
+    x.narrow(layer.channel_axis, 5, 7).mul_(4.0).add_(3.0)
+    x = x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
+    before = norm("group_norm", 12, groups=3, eps=1e-5, silu=name != "tokens")
+    for dtype in (torch.float32, torch.float16):
+        same = before._replace(weight=before.weight.to(dtype), bias=before.bias.to(dtype))
+        wanted = apart(layer, x.to(dtype), same, None)
+        wanted += (added := torch.randn_like(wanted))
+        found = fold(layer, x.to(dtype), same, added)
+        assert found.dtype == dtype
+        assert sqnr(wanted, found) > NEARLY
+        assert float((found - wanted).abs().le(wanted.abs() * 2.0**-20).float().mean()) > 0.9
 
 
 @works

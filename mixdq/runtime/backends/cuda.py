@@ -94,14 +94,19 @@ class _Product:
         """Return `total` plus the product of `x`, in `dtype`."""
         return self._run(x, total, dtype)
 
-    def folded(self, x: Tensor, before: Before, added: Tensor | None, /) -> Tensor:
+    def by_channel(self, whole: Tensor, before: Before, /) -> Before:
+        """Return what a group norm of the whole input does to each of its channels; raises as `folded`."""
+        _check_devices(self.request.layer, whole, before)
+        return self.layer.by_channel(whole, before)
+
+    def folded(self, x: Tensor, before: Before, added: Tensor | None, /, dtype: torch.dtype | None = None) -> Tensor:
         """Return the product of `before(x)` plus `added`.
 
         Raises:
             NoBackendError: they are on two devices; a kernel would read addresses of another.
         """
         _check_devices(self.request.layer, x, before, added)
-        return self._run(x, added, before=before)
+        return self._run(x, added, dtype, before)
 
     def join(self, others: Sequence[Kernel], bos: Sequence[BosRow | None], /) -> "tuple[_Product, ...] | None":
         """Return this kernel and others in one memory, to be called as one; None where one is of another kind."""

@@ -55,6 +55,7 @@ def prepare(
     depth,
     chunks,
     gate,
+    weight_row,
     epsilon,
     low: tl.constexpr,
     high: tl.constexpr,
@@ -72,7 +73,8 @@ def prepare(
     `x` is [batch, groups * channels, height, width] of any strides; a prepared picture has `picture` pixels, `line` in
     a line. The scale is the one at `scale`, or, where `dynamic`, each pixel's own, or the picture's own, by `ranges`.
     It goes to `row_scale` and `row_zero`, [pixels], or [pictures] where `of_pictures`; the static scales of
-    pictures are there already. `weight` and `bias` belong to `before`; gates lie `gate` elements after their values.
+    pictures are there already. `weight` and `bias` belong to `before`, those of pictures lie
+    `weight_row` apart; gates lie `gate` elements after their values.
     """
     blocks = tl.cdiv(picture, block_rows)
     batch = (tl.program_id(0) // blocks).to(tl.int64)
@@ -86,7 +88,7 @@ def prepare(
     row = batch * picture + pixel
     target = prepared + (row * tl.num_programs(1) + group)[:, None] * depth
     channel = tl.arange(0, block_channels)
-    own = (group if before != "affine" else batch * tl.num_programs(1) + group) * channels
+    own = group * channels + (batch * weight_row if before == "affine" else 0)
     mean = tl.zeros((block_rows,), dtype=tl.float32)
     rstd = mean
     if before == "layer_norm":
@@ -168,6 +170,7 @@ def find_ranges(
     x_pixel,
     channels,
     chunk,
+    weight_row,
     before: tl.constexpr,
     silu: tl.constexpr,
     block_rows: tl.constexpr,
@@ -176,7 +179,7 @@ def find_ranges(
     """Write least, greatest and 1 where there is NaN or infinity, of `chunk` pixels; program axes: chunks, pictures.
 
     `x` is [batch, channels, height, width] of any strides, with `picture` pixels; `ranges` is [batch, chunks, 3].
-    Before it stands nothing, or "affine".
+    Before it stands nothing, or "affine", of `weight_row` as in `prepare`.
     """
     least = tl.zeros((block_rows, block_channels), dtype=tl.float32)
     greatest = tl.zeros((block_rows, block_channels), dtype=tl.float32)
@@ -190,7 +193,7 @@ def find_ranges(
         for first in range(0, channels, block_channels):
             channel = first + tl.arange(0, block_channels)
             real = _real(
-                *(at, channel, x_channel, there, channels, weight, bias, tl.program_id(1) * channels, 0, None, None),
+                *(at, channel, x_channel, there, channels, weight, bias, tl.program_id(1) * weight_row, 0, None, None),
                 *(before, silu),
             )
             finite = _finite(real)

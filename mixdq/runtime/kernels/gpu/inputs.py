@@ -46,10 +46,8 @@ def prepare(x: Tensor, tensors: LayerTensors, window: Window | None, groups: int
     picture = shape[1] * shape[2]
     blocks = _blocks(picture, x, order.depth)
     row_scale, row_zero, ranges, chunks = none, none, none, 1
-    kind: str = before.kind
-    weight, bias = before.weight, before.bias
-    if weight is not None and bias is not None and kind == "group_norm":
-        kind, (weight, bias) = "affine", affine_of(x, before.groups, weight, bias, before.eps)
+    before = by_channel(x, before)
+    weight_row = before.weight.stride(0) if before.kind == "affine" and before.weight is not None else 0
     if tensors.of_codes:
         rows = batch if of_pictures else batch * picture
         if of_pictures and tensors.input_scale is not None:
@@ -58,20 +56,20 @@ def prepare(x: Tensor, tensors: LayerTensors, window: Window | None, groups: int
             row_scale = torch.empty(rows, dtype=torch.float32, device=x.device)
         row_zero = torch.empty(rows, dtype=torch.int32, device=x.device)
         if of_pictures and tensors.dynamic:
-            ranges = _ranges(x, kind, weight, bias, silu=before.silu)
+            ranges = _ranges(x, before, weight_row)
             chunks = ranges.shape[1]
     activations.prepare[(batch * -(-picture // blocks[0]), groups)](
         *(x, prepared, tensors.input_scale, tensors.input_zero_point, row_scale, row_zero, ranges),
-        *(weight, bias),
+        *(before.weight, before.bias),
         *(height, width, shape[2], picture, *window.padding),
         *(x.stride(0), x.stride(1), x.stride(2), x.stride(3)),
-        *(order.channels, order.depth, chunks, groups * order.channels * x.stride(1), before.eps),
+        *(order.channels, order.depth, chunks, groups * order.channels * x.stride(1), weight_row, before.eps),
         low=tensors.low,
         high=tensors.high,
         of_codes=tensors.of_codes,
         of_pictures=of_pictures,
         dynamic=tensors.dynamic,
-        before=kind,
+        before=before.kind,
         silu=before.silu,
         block_rows=blocks[0],
         block_channels=blocks[1],
@@ -80,6 +78,14 @@ def prepare(x: Tensor, tensors: LayerTensors, window: Window | None, groups: int
         enable_fp_fusion=False,
     )
     return Prepared(prepared, row_scale, row_zero, of_pictures)
+
+
+def by_channel(x: Tensor, before: Before) -> Before:
+    """Return what a group norm does to each channel of `x` [batch, channels, height, width]; else `before` itself."""
+    if before.kind != "group_norm" or before.weight is None or before.bias is None:
+        return before
+    weight, bias = affine_of(x, before.groups, before.weight, before.bias, before.eps)
+    return before._replace(kind="affine", weight=weight, bias=bias)
 
 
 def as_picture(x: Tensor, *, apart: bool = False) -> Tensor:
@@ -107,7 +113,7 @@ def _blocks(picture: int, x: Tensor, depth: int) -> tuple[int, int]:
     return min(power_of_2(picture), max(1, PREPARED_AT_ONCE // channels)), channels
 
 
-def _ranges(x: Tensor, kind: str, weight: Tensor | None, bias: Tensor | None, *, silu: bool) -> Tensor:
+def _ranges(x: Tensor, before: Before, weight_row: int) -> Tensor:
     batch, channels, height, width = x.shape
     picture = height * width
     rows, block_channels = _blocks(picture, x, channels)
@@ -115,10 +121,10 @@ def _ranges(x: Tensor, kind: str, weight: Tensor | None, bias: Tensor | None, *,
     chunks = -(-picture // chunk)
     ranges = torch.empty(batch, chunks, 3, dtype=torch.float32, device=x.device)
     activations.find_ranges[(chunks, batch)](
-        *(x, ranges, weight, bias, width, picture),
-        *(x.stride(0), x.stride(1), x.stride(2), x.stride(3), channels, chunk),
-        before=kind,
-        silu=silu,
+        *(x, ranges, before.weight, before.bias, width, picture),
+        *(x.stride(0), x.stride(1), x.stride(2), x.stride(3), channels, chunk, weight_row),
+        before=before.kind,
+        silu=before.silu,
         block_rows=rows,
         block_channels=block_channels,
         num_warps=4,

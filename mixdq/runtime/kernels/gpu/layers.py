@@ -17,7 +17,7 @@ from mixdq.quant.bos import MISFIT_LIMIT
 from mixdq.runtime.before import NOTHING, Before
 from mixdq.runtime.kernels.gpu import available, bos, product
 from mixdq.runtime.kernels.gpu.configurations import Card, Configuration, Sizes
-from mixdq.runtime.kernels.gpu.inputs import Prepared, as_picture, power_of_2, prepare
+from mixdq.runtime.kernels.gpu.inputs import Prepared, as_picture, by_channel, power_of_2, prepare
 from mixdq.runtime.kernels.gpu.tensors import LayerTensors, Window
 from mixdq.runtime.kernels.gpu.tuning import TUNER, another, configuration
 
@@ -55,7 +55,7 @@ class GpuLayer:
         dtype = dtype or self.dtype
         y = self.empty(x, *x.shape[:-1], dtype=dtype)
         if y.numel():
-            self._run(as_picture(x, apart=before.kind == "group_norm"), y, added, before)
+            self._run(as_picture(x, apart=before.kind in ("group_norm", "affine")), y, added, before)
         return y.to(dtype)
 
     def conv2d(
@@ -70,6 +70,13 @@ class GpuLayer:
         if y.numel():
             self._run(x, y, None if added is None else added.expand(y.movedim(-1, 1).shape).movedim(1, -1), before)
         return y.to(dtype).permute(0, 3, 1, 2)
+
+    def by_channel(self, x: Tensor, before: Before) -> Before:
+        """Return what a group norm of `x`, which may have more channels than the layer's, does to each channel."""
+        if self._given_window is None:
+            x = as_picture(x, apart=True)
+        with _on(x.device):
+            return by_channel(x if x.dim() == 4 else x[None], before)
 
     def linear_beside_bos(self, x: Tensor, bos_input: Tensor, bos_output: Tensor) -> Tensor:
         """Return the output of `x` [batch, tokens, in] whose first tokens have rows of their own; see `bos`.
