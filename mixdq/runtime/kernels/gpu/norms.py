@@ -3,23 +3,31 @@
     weight  float32 [batch, channels]   rstd[batch, group] * its own weight
     bias    float32 [batch, channels]   its own bias - mean[batch, group] * weight
 
-Means and squares of distances from them are found chunk by chunk, in two readings of the chunk, and put together in
-order: the same input gives the same bytes, and a mean far from 0 costs no digits.
+A program reads some pixels once, 16 bytes at a time where channels lie side by side, and holds them: it finds means,
+then squares of distances from them. Those of several programs are put together in order: the same input gives the same
+bytes, and a mean far from 0 costs no digits.
 """
+
+import math
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-CHUNKS = 64
-"""The most parts of a picture whose moments are found apart."""
-CHUNK_NUMBERS = 16384
-"""What one program reads where a picture need not be cut in more than `CHUNKS`."""
-AT_ONCE = 4096
+WHOLE = 32768
+"""The most numbers of whole groups that one program holds."""
+CHUNK = 8192
+"""What it holds where several share groups."""
+THREAD_NUMBERS = 64
+"""What each of its threads holds, at most."""
+BLOCK_CHANNELS = 128
+"""The most channels of several groups in a block."""
+LEAST_CHUNKS = 64
+"""So many are put together by one compiled kernel, few or many; more, by another for every power of 2."""
 
 
-@triton.jit(do_not_specialize=["width", "picture", "channels", "chunk", "epsilon"])
+@triton.jit(do_not_specialize=["width", "picture", "groups", "epsilon"])
 def find_moments(
     x,
     partial,
@@ -33,46 +41,53 @@ def find_moments(
     x_channel,
     x_line,
     x_pixel,
-    channels,
-    chunk,
+    groups,
     epsilon,
+    channels: tl.constexpr,
+    in_block: tl.constexpr,
     whole: tl.constexpr,
-    block_rows: tl.constexpr,
     block_channels: tl.constexpr,
+    block_pixels: tl.constexpr,
 ):
-    """Write mean and sum of squares of a chunk of a group, or, of a `whole` one, the results; axes: chunks, groups, x.
+    """Write means and sums of squares of a chunk of some groups, or, of `whole` ones, the results.
 
-    `x` is [batch, groups * channels, height, width] of any strides, with `picture` pixels, `chunk` of them in a chunk;
-    `partial` is [batch, groups, chunks, 2].
+    `x` is [batch, groups * channels, height, width] of any strides, with `picture` pixels; `partial` is
+    [batch, groups, chunks, 2]. Program axes: chunks of `block_pixels`, blocks of `in_block` groups, pictures.
     """
-    group, batch = tl.program_id(1), tl.program_id(2).to(tl.int64)
+    batch = tl.program_id(2).to(tl.int64)
     channel = tl.arange(0, block_channels)
-    source = x + batch * x_batch + (group * channels + channel).to(tl.int64)[None, :] * x_channel
-    first = tl.program_id(0) * chunk
-    last = tl.minimum(first + chunk, picture)
-    total = tl.zeros((block_rows, block_channels), dtype=tl.float32)
-    for start in range(first, last, block_rows):
-        pixel = start + tl.arange(0, block_rows)
-        at = source + ((pixel // width).to(tl.int64) * x_line + (pixel % width).to(tl.int64) * x_pixel)[:, None]
-        mask = (pixel < last)[:, None] & (channel < channels)[None, :]
-        total += tl.load(at, mask=mask, other=0.0).to(tl.float32)
-    count = (last - first) * channels
-    mean = tl.sum(tl.sum(total, axis=1), axis=0) / count
-    total = tl.zeros((block_rows, block_channels), dtype=tl.float32)
-    for start in range(first, last, block_rows):
-        pixel = start + tl.arange(0, block_rows)
-        at = source + ((pixel // width).to(tl.int64) * x_line + (pixel % width).to(tl.int64) * x_pixel)[:, None]
-        mask = (pixel < last)[:, None] & (channel < channels)[None, :]
-        away = tl.where(mask, tl.load(at, mask=mask, other=0.0).to(tl.float32) - mean, 0.0)
-        total += away * away
-    squares = tl.sum(tl.sum(total, axis=1), axis=0)
-    row = batch * tl.num_programs(1) + group
+    known = channel < in_block * channels
+    first = tl.program_id(1) * (in_block * channels)
+    pixel = tl.program_id(0) * block_pixels + tl.arange(0, block_pixels)
+    at = x + batch * x_batch + (first + channel).to(tl.int64)[:, None] * x_channel
+    at += ((pixel // width).to(tl.int64) * x_line + (pixel % width).to(tl.int64) * x_pixel)[None, :]
+    mask = known[:, None] & (pixel < picture)[None, :]
+    read = tl.load(at, mask=mask, other=0.0)
+    count = tl.minimum(picture - tl.program_id(0) * block_pixels, block_pixels) * channels
+    mean = _of_group(read.to(tl.float32), channels, in_block) / count
+    away = tl.where(mask, read.to(tl.float32) - mean[:, None], 0.0)
+    squares = _of_group(away * away, channels, in_block)
     if whole:
-        _write(mean, squares / count, own_weight, own_bias, weight, bias, row, group, channels, epsilon, block_channels)
+        row = batch * groups * channels + first
+        _write(mean, squares / count, own_weight + first, own_bias + first, weight + row, bias + row, known, epsilon)
     else:
+        row = batch * groups + tl.program_id(1) * in_block + channel // channels
         target = partial + (row * tl.num_programs(0) + tl.program_id(0)) * 2
-        tl.store(target, mean)
-        tl.store(target + 1, squares)
+        tl.store(target, mean, mask=known & (channel % channels == 0))
+        tl.store(target + 1, squares, mask=known & (channel % channels == 0))
+
+
+@triton.jit
+def _of_group(real, channels: tl.constexpr, in_block: tl.constexpr):
+    """Return the sum of each channel's group, [channels], of numbers [channels, pixels]."""
+    out = tl.zeros((real.shape[0],), dtype=tl.float32)
+    if in_block == 1:
+        return out + tl.sum(tl.sum(real, axis=0), axis=0)
+    group = tl.arange(0, real.shape[0]) // channels
+    sums = tl.sum(real, axis=1)
+    for i in tl.static_range(in_block):
+        out = tl.where(group == i, tl.sum(tl.where(group == i, sums, 0.0), axis=0), out)
+    return out
 
 
 @triton.jit(do_not_specialize=["picture", "channels", "chunk", "chunks", "epsilon"])
@@ -101,23 +116,21 @@ def join_moments(
     mean = base + tl.sum(counts * (means - base), axis=0) / picture
     away = means - mean
     variance = tl.sum(squares / channels + counts * away * away, axis=0) / picture
-    _write(
-        *(mean, variance, own_weight, own_bias, weight, bias, row, tl.program_id(0), channels, epsilon),
-        block_channels,
-    )
+    own = tl.program_id(0) * channels
+    at = row * channels
+    known = tl.arange(0, block_channels) < channels
+    _write(mean, variance, own_weight + own, own_bias + own, weight + at, bias + at, known, epsilon)
 
 
 @triton.jit
-def _write(
-    mean, variance, own_weight, own_bias, weight, bias, row, group, channels, epsilon, block_channels: tl.constexpr
-):
-    channel = tl.arange(0, block_channels)
-    own = group * channels + channel
+def _write(mean, variance, own_weight, own_bias, weight, bias, known, epsilon):
+    """Write the results of the channels that are `known`; mean and variance are theirs, or one for all."""
+    channel = tl.arange(0, known.shape[0])
     rstd = tl.div_rn(1.0, tl.sqrt_rn(variance + epsilon))
-    factor = rstd * tl.load(own_weight + own, mask=channel < channels, other=0.0).to(tl.float32)
-    more = tl.load(own_bias + own, mask=channel < channels, other=0.0).to(tl.float32) - mean * factor
-    tl.store(weight + row * channels + channel, factor, mask=channel < channels)
-    tl.store(bias + row * channels + channel, more, mask=channel < channels)
+    factor = rstd * tl.load(own_weight + channel, mask=known, other=0.0).to(tl.float32)
+    more = tl.load(own_bias + channel, mask=known, other=0.0).to(tl.float32) - mean * factor
+    tl.store(weight + channel, factor, mask=known)
+    tl.store(bias + channel, more, mask=known)
 
 
 def affine_of(x: Tensor, groups: int, weight: Tensor, bias: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
@@ -126,27 +139,34 @@ def affine_of(x: Tensor, groups: int, weight: Tensor, bias: Tensor, epsilon: flo
     found = torch.empty(2, batch, channels, dtype=torch.float32, device=x.device)
     channels //= groups
     picture = height * width
-    block_channels = triton.next_power_of_2(channels)
-    rows = max(1, AT_ONCE // block_channels)
-    chunks = min(CHUNKS, -(-picture * channels // CHUNK_NUMBERS))
-    chunk = -(-picture // chunks)
-    chunks = -(-picture // chunk)
-    partial = found if chunks == 1 else torch.empty(batch, groups, chunks, 2, dtype=torch.float32, device=x.device)
-    find_moments[(chunks, groups, batch)](
+    # So many groups take a multiple of 16 bytes.
+    in_block = 8 // math.gcd(8, channels) if x.stride(1) == 1 else 1
+    if groups % in_block or in_block * channels > BLOCK_CHANNELS:
+        in_block = 1
+    block_channels = triton.next_power_of_2(in_block * channels)
+    block_pixels = triton.next_power_of_2(max(1, picture))
+    whole = block_pixels * block_channels <= WHOLE
+    if not whole:
+        block_pixels = min(block_pixels, max(1, CHUNK // block_channels))
+    chunks = -(-picture // block_pixels)
+    partial = found if whole else torch.empty(batch, groups, chunks, 2, dtype=torch.float32, device=x.device)
+    find_moments[(chunks, groups // in_block, batch)](
         *(x, partial, weight, bias, found[0], found[1], width, picture),
         *(x.stride(0), x.stride(1), x.stride(2), x.stride(3)),
-        *(channels, chunk, epsilon),
-        whole=chunks == 1,
-        block_rows=min(rows, triton.next_power_of_2(chunk)),
+        *(groups, epsilon),
+        channels=channels,
+        in_block=in_block,
+        whole=whole,
         block_channels=block_channels,
-        num_warps=4,
+        block_pixels=block_pixels,
+        num_warps=max(4, block_pixels * block_channels // (32 * THREAD_NUMBERS)),
         enable_fp_fusion=False,
     )
-    if chunks > 1:
+    if not whole:
         join_moments[(groups, batch)](
-            *(partial, weight, bias, found[0], found[1], picture, channels, chunk, chunks, epsilon),
-            block_chunks=CHUNKS,
-            block_channels=block_channels,
+            *(partial, weight, bias, found[0], found[1], picture, channels, block_pixels, chunks, epsilon),
+            block_chunks=max(LEAST_CHUNKS, triton.next_power_of_2(chunks)),
+            block_channels=triton.next_power_of_2(channels),
             num_warps=1,
             enable_fp_fusion=False,
         )

@@ -1,6 +1,9 @@
 """Kernels compiled for cards that are not here."""
 
+import re
+import subprocess
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -47,3 +50,18 @@ def compiled() -> Compile:
         return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
 
     return compile_it
+
+
+@pytest.fixture
+def stack_and_registers(tmp_path: Path) -> Callable[[Any], tuple[int, int]]:
+    """Return a function: what Triton made of a kernel -> bytes of stack and registers of a thread, as ptxas gave."""
+    triton = pytest.importorskip("triton")
+
+    def find(kernel: Any) -> tuple[int, int]:
+        (tmp_path / "kernel.cubin").write_bytes(kernel.asm["cubin"])
+        tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+        command = [tool, "-res-usage", tmp_path / "kernel.cubin"]
+        said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        return int(*re.findall(r"STACK:(\d+)", said)), int(*re.findall(r"REG:(\d+)", said))
+
+    return find

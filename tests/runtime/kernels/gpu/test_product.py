@@ -1,8 +1,6 @@
 """The product compiled for cards that are not here: what Triton and ptxas make of it. Its results: test_layers.py."""
 
 import re
-import subprocess
-from pathlib import Path
 
 import pytest
 
@@ -78,7 +76,7 @@ def product_of(compiled, capability: int, num_bits: int, *, is_window: bool):
 )
 @pytest.mark.parametrize(("num_bits", "is_window"), [(8, True), (4, False)], ids=["W8 convolution", "W4 linear"])
 def test_it_runs_on_the_integer_matrix_units_from_aligned_loads_without_spilling(
-    compiled, capability: int, instruction: str, num_bits: int, is_window: bool, tmp_path: Path
+    compiled, stack_and_registers, capability: int, instruction: str, num_bits: int, is_window: bool
 ) -> None:
     kernel = product_of(compiled, capability, num_bits, is_window=is_window)
     assert re.search(instruction, kernel.asm["ptx"])
@@ -88,12 +86,8 @@ def test_it_runs_on_the_integer_matrix_units_from_aligned_loads_without_spilling
     assert min(map(int, re.findall(r"local_alloc : \(\) -> !ttg.memdesc<(\d+)x\d+x\d+xi8", kernel.asm["ttgir"]))) >= 2
     card = Card(capability=divmod(capability, 10), multiprocessors=1)
     assert kernel.metadata.shared <= card.generation.shared_kib * 2**10
-    (tmp_path / "kernel.cubin").write_bytes(kernel.asm["cubin"])
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    command = [tool, "-res-usage", tmp_path / "kernel.cubin"]
-    said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     # Sums take 256 bytes or more of each thread: were they spilled, the stack would be larger.
-    assert int(*re.findall(r"STACK:(\d+)", said)) < 256
+    assert stack_and_registers(kernel)[0] < 256
     assert_columns_go_16_bytes_at_once(kernel)
     loop = kernel.asm["ttgir"].split("scf.for")[1].split("scf.yield")[0]
     assert "tt.dot" in loop or "warp_group_dot" in loop
