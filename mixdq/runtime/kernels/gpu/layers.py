@@ -75,7 +75,7 @@ class GpuLayer:
         """Return what a group norm of `x`, which may have more channels than the layer's, does to each channel."""
         if self._given_window is None:
             x = as_picture(x, apart=True)
-        with _on(x.device):
+        with on(x.device):
             return by_channel(x if x.dim() == 4 else x[None], before)
 
     def linear_beside_bos(self, x: Tensor, bos_input: Tensor, bos_output: Tensor) -> Tensor:
