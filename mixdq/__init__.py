@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         measure,
         quantize,
     )
+    from mixdq.workflow.graphs import remove_cuda_graphs, use_cuda_graphs
 
 __all__ = [
     "MixDQConfig",
@@ -36,9 +37,16 @@ __all__ = [
     "inspect",
     "measure",
     "quantize",
+    "remove_cuda_graphs",
+    "use_cuda_graphs",
 ]
 
-_PLACES = {"MixDQConfig": "mixdq.integrations.diffusers", "MixDQError": "mixdq.errors"}
+_PLACES = {
+    "MixDQConfig": "mixdq.integrations.diffusers",
+    "MixDQError": "mixdq.errors",
+    "remove_cuda_graphs": "mixdq.workflow.graphs",
+    "use_cuda_graphs": "mixdq.workflow.graphs",
+}
 
 register_when_ready()
 

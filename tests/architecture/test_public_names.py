@@ -17,6 +17,8 @@ PUBLIC = {
     "generate",
     "evaluate",
     "quantize",
+    "use_cuda_graphs",
+    "remove_cuda_graphs",
     "MixDQConfig",
     "MixDQError",
 }
