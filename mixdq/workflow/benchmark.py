@@ -15,25 +15,30 @@ BENCHMARK = Schema("benchmark", "mixdq benchmark")
 REPEATS = 5
 
 
-def benchmark(session: Session, *, tune: bool = False) -> dict[str, Cost]:
-    """Return variant -> cost, written to benchmark.json with the machine's facts; `tune` as `folder_cost` has it.
+def benchmark(session: Session, *, tune: bool = False, graphs: bool = False) -> dict[str, Cost]:
+    """Return variant -> cost, written to benchmark.json with the machine's facts; options as `folder_cost` has them.
 
     Raises:
-        ConfigError: kernels are to be tuned, but the run is not on a GPU.
+        ConfigError: kernels are to be tuned or graphs captured, but the run is not on a GPU.
         ArtifactError: nothing has been quantized yet.
     """
     device = device_of(session.config)
-    if tune and not device.startswith("cuda"):
-        raise ConfigError(f"--tune measures the kernels of an NVIDIA GPU, and this run is on {device}: leave it out")
+    for option, asked in (("--tune measures the kernels", tune), ("--cuda-graphs captures the launches", graphs)):
+        if asked and not device.startswith("cuda"):
+            raise ConfigError(f"{option} of an NVIDIA GPU, and this run is on {device}: leave it out")
     if not session.variant.receipt.exists():
         raise ArtifactError(
             f"{session.variant.receipt}: there is no such file; `mixdq apply {session.paths.root}` makes it"
         )
     receipt = digest_of_file(session.variant.receipt)
     costs = {
-        "floating point": float_cost(session, repeats=REPEATS),
-        "quantized": folder_cost(session, session.variant.model, repeats=REPEATS, tune=tune),
+        "floating point": float_cost(session, repeats=REPEATS, graphs=graphs),
+        "quantized": folder_cost(session, session.variant.model, repeats=REPEATS, tune=tune, graphs=graphs),
     }
-    content = {"machine": machine_facts(), "costs": {name: asdict(cost) for name, cost in costs.items()}}
+    content = {
+        "machine": machine_facts(),
+        "cuda graphs": graphs,
+        "costs": {name: asdict(cost) for name, cost in costs.items()},
+    }
     write_json(session.paths.benchmark, BENCHMARK, content, {"receipt": receipt})
     return costs

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,6 +17,7 @@ from mixdq.evaluation.timing import time_pictures
 from mixdq.pipeline.generate import GenerationSpec, generate
 from mixdq.pipeline.load import load_pipeline
 from mixdq.runtime.kernels.gpu.tuning import tuning
+from mixdq.workflow.graphs import remove_cuda_graphs, use_cuda_graphs
 from mixdq.workflow.session import Session
 from mixdq.workflow.settings import device_of, dtype_of, evaluation_prompts
 
@@ -48,26 +50,36 @@ class _Job:
     prompt: str
     repeats: int
     tune: bool = False
+    graphs: bool = False
 
 
-def float_cost(session: Session, *, repeats: int = 3) -> Cost:
-    """Return the cost of a run's floating-point model.
+def float_cost(session: Session, *, repeats: int = 3, graphs: bool = False) -> Cost:
+    """Return the cost of a run's floating-point model; `graphs` as `folder_cost` has it.
 
     A pipeline that was handed over in memory cannot be loaded elsewhere: it is timed where it is, its memory unknown.
     """
     if session.in_memory:
         prompt = evaluation_prompts(session.config)[:1]
-        timing = time_pictures(lambda: generate(session.pipe, prompt, session.spec), pictures=1, repeats=repeats)
+        make = partial(generate, session.pipe, prompt, session.spec)
+        if graphs:
+            use_cuda_graphs(session.pipe)
+        try:
+            timing = time_pictures(make, pictures=1, repeats=repeats, warm_up=1 + graphs)
+        finally:
+            if graphs:
+                remove_cuda_graphs(session.pipe)
         return Cost(seconds=timing.median, peak_memory=None, load_seconds=0.0, first_seconds=timing.median)
-    return _in_own_process(_job(session, session.config.model.path, session.config.model.variant, repeats))
+    job = _job(session, session.config.model.path, session.config.model.variant, repeats)
+    return _in_own_process(replace(job, graphs=graphs))
 
 
-def folder_cost(session: Session, model: Path, *, repeats: int = 3, tune: bool = False) -> Cost:
+def folder_cost(session: Session, model: Path, *, repeats: int = 3, tune: bool = False, graphs: bool = False) -> Cost:
     """Return the cost of a saved model, with the settings of a run.
 
-    With `tune` a GPU's kernels are measured in all their tiles first, and the best of each are kept for later.
+    With `tune` a GPU's kernels are measured in all their tiles first, and the best of each are kept for later. With
+    `graphs` its denoiser is launched as a CUDA graph; what is timed comes after its capture.
     """
-    return _in_own_process(replace(_job(session, str(model), None, repeats), tune=tune))
+    return _in_own_process(replace(_job(session, str(model), None, repeats), tune=tune, graphs=graphs))
 
 
 def _job(session: Session, model: str, variant: str | None, repeats: int) -> _Job:
@@ -106,10 +118,14 @@ def _measure(job: _Job) -> Cost:
         with tuning():
             generate(pipe, [job.prompt], job.spec)
         loaded, start = time.perf_counter(), start + time.perf_counter() - loaded
+    if job.graphs:
+        use_cuda_graphs(pipe)
     known = reset_peak_resident()
     generate(pipe, [job.prompt], job.spec)
     first = time.perf_counter()
-    timing = time_pictures(lambda: generate(pipe, [job.prompt], job.spec), pictures=1, repeats=job.repeats, warm_up=0)
+    # A graph is captured when a call comes again.
+    make, warm_up = partial(generate, pipe, [job.prompt], job.spec), int(job.graphs)
+    timing = time_pictures(make, pictures=1, repeats=job.repeats, warm_up=warm_up)
     peak: int | None = peak_resident_bytes() if known else None
     if job.device.startswith("cuda"):
         peak = torch.cuda.max_memory_allocated()

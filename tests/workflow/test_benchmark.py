@@ -23,8 +23,11 @@ def test_benchmark_before_quantization_names_the_verb(run) -> None:
         benchmark(run)
 
 
-def test_tuning_without_a_gpu_is_refused(run) -> None:
+@pytest.mark.parametrize(
+    ("option", "said"), [("tune", "--tune measures the kernels"), ("graphs", "--cuda-graphs captures the launches")]
+)
+def test_what_needs_a_gpu_is_refused_without_one(run, option, said) -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
-    with pytest.raises(ConfigError, match="--tune measures the kernels of an NVIDIA GPU"):
-        benchmark(run, tune=True)
+    with pytest.raises(ConfigError, match=f"{said} of an NVIDIA GPU, and this run is on cpu"):
+        benchmark(run, **{option: True})

@@ -1,8 +1,9 @@
 import subprocess
 
 import pytest
+import torch
 
-from mixdq.errors import ArtifactError
+from mixdq.errors import ArtifactError, ConfigError
 from mixdq.testing import tiny_sdxl_pipeline
 from mixdq.workflow import cost
 from mixdq.workflow.session import Session
@@ -33,3 +34,18 @@ def test_pipeline_in_memory_is_timed_where_it_is(tmp_path, configure) -> None:
     found = cost.float_cost(Session(tmp_path, configure(), pipe=tiny_sdxl_pipeline()), repeats=1)
     assert found.seconds > 0
     assert found.peak_memory is None
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_graphs_without_a_gpu_are_refused_and_leave_the_pipeline_as_it_was(tmp_path, configure) -> None:
+    pipe = tiny_sdxl_pipeline()
+    with pytest.raises(ConfigError, match="PyTorch sees none here"):
+        cost.float_cost(Session(tmp_path, configure(), pipe=pipe), repeats=1, graphs=True)
+    assert "forward" not in vars(pipe.unet)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+def test_graphs_are_taken_off_when_the_cost_is_known(tmp_path, configure) -> None:
+    pipe = tiny_sdxl_pipeline().to("cuda")
+    assert cost.float_cost(Session(tmp_path, configure(), pipe=pipe), repeats=1, graphs=True).seconds > 0
+    assert "forward" not in vars(pipe.unet)

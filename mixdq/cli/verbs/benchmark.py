@@ -14,8 +14,12 @@ Layers = Annotated[
 
 Tune = Annotated[bool, typer.Option("--tune", help="On a GPU: first find the fastest tiles of its kernels.")]
 
+Graphs = Annotated[
+    bool, typer.Option("--cuda-graphs", help="On a GPU: launch each denoiser as one graph, as use_cuda_graphs does.")
+]
 
-def command(run: RunArgument, layers: Layers = False, tune: Tune = False) -> None:
+
+def command(run: RunArgument, layers: Layers = False, tune: Tune = False, cuda_graphs: Graphs = False) -> None:
     """Write benchmark.json of a run: each model in a process of its own; or, of single layers, latency.json."""
     from mixdq.workflow import benchmark, steps
 
@@ -25,7 +29,7 @@ def command(run: RunArgument, layers: Layers = False, tune: Tune = False) -> Non
         console.print(f"{len(latency.layers)} layers, {latency.rest:.2f} ms between them: {run / 'latency.json'}")
         return
     with opened(run) as session:
-        costs = benchmark.benchmark(session, tune=tune)
+        costs = benchmark.benchmark(session, tune=tune, graphs=cuda_graphs)
     rows = Table("model", "s / picture", "first picture s", "loading s", "peak MiB")
     for name, cost in costs.items():
         peak = "-" if cost.peak_memory is None else f"{cost.peak_memory / 2**20:.0f}"
