@@ -8,7 +8,7 @@ quantized, or wrapped in adapters, are called as ever, each for itself. No weigh
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 import torch
 from torch import Tensor, nn
@@ -28,10 +28,12 @@ from mixdq.runtime.plain import (
     is_plain_feed_forward,
     is_plain_resnet,
 )
-from mixdq.runtime.reading import read, reading
+from mixdq.runtime.reading import begin, read
 from mixdq.runtime.together import together
 
 DEVICE = available.device_type()
+UNET, TIME = "UNet2DConditionModel", "get_time_embed"
+"""diffusers' UNet and the first of its steps. Where a diffusers has no such step, blocks are on their own."""
 
 
 class Folding:
@@ -118,20 +120,22 @@ class FoldedOutput(ChannelsLastOutput):
         return _run(last, picture, -3, NOTHING, residual)
 
 
-class FoldedUNet(Folding):
-    """`UNet2DConditionModel`: within a call, layers that read the text, or the time, are called together."""
+class FoldedTime:
+    """The first step of a UNet: layers that read the text, or the time, are called together from then on."""
 
-    def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
-        """Return what the UNet returns."""
-        call = _otherwise(FoldedUNet, self).__call__
-        if torch.compiler.is_compiling():
-            return call(*args, **kwargs)
-        with reading({"text": lambda: _text_readers(self), "time": lambda: _time_readers(self)}):
-            return call(*args, **kwargs)
+    def __init__(self, unet: Any) -> None:
+        self.unet = unet
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor | None:
+        """Return the UNet's embedding of the time step."""
+        if not torch.compiler.is_compiling():
+            unet: Any = ref(self.unet)
+            begin(self.unet, {"text": lambda: _text_readers(unet()), "time": lambda: _time_readers(unet())})
+        embedded: Tensor | None = getattr(type(self.unet), TIME)(self.unet, *args, **kwargs)
+        return embedded
 
 
 FOLDED: dict[str, type[Folding]] = {
-    "UNet2DConditionModel": FoldedUNet,
     "ResnetBlock2D": FoldedResnet,
     "BasicTransformerBlock": FoldedTransformerBlock,
     "Transformer2DModel": FoldedTransformer,
@@ -143,6 +147,9 @@ def fold_blocks(denoiser: nn.Module) -> int:
     if DEVICE == "cuda" and not torch.cuda.is_available():
         return 0
     blocks = 0
+    # Not of a class of ours, by which diffusers would not know it.
+    if type(denoiser).__name__ == UNET and hasattr(denoiser, TIME):
+        setattr(denoiser, TIME, FoldedTime(denoiser))
     for module in denoiser.modules():
         replaced: Any = type(module)
         ours: Any = None if isinstance(module, Folding) else FOLDED.get(replaced.__name__)
@@ -161,13 +168,14 @@ def unfold_blocks(denoiser: nn.Module) -> int:
         module.__class__ = type(module).__bases__[1]
         if isinstance(vars(module).get(OUTPUT), FoldedOutput):
             delattr(module, OUTPUT)
+    if isinstance(vars(denoiser).get(TIME), FoldedTime):
+        delattr(denoiser, TIME)
     return len(blocks)
 
 
 @cache
 def _kind(ours: Any, replaced: Any) -> Any:
-    # Whoever saves a pipeline asks of which library a module is.
-    return type(replaced.__name__, (ours, replaced), {"__module__": replaced.__module__})
+    return type(replaced.__name__, (ours, replaced), {})
 
 
 def _empty(*bases: type) -> Any:
@@ -244,7 +252,7 @@ _BLOCKS: WeakKeyDictionary[nn.Module, list[Any]] = WeakKeyDictionary()
 def _blocks_of(unet: nn.Module) -> list[Any]:
     """Return a UNet's folded blocks, looked for once."""
     if unet not in _BLOCKS:
-        _BLOCKS[unet] = [module for module in unet.modules() if module is not unet and isinstance(module, Folding)]
+        _BLOCKS[unet] = [module for module in unet.modules() if isinstance(module, Folding)]
     return _BLOCKS[unet]
 
 

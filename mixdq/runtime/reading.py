@@ -1,17 +1,17 @@
 """What the layers of a UNet make of the text, and of the time step, which very many of them read: made together.
 
-Within one call of a UNet the first layer that asks has the outputs of its whole set made; the others find theirs. A
+Within one call of a model the first layer that asks has the outputs of its whole set made; the others find theirs. A
 set ends at some size, so that few outputs wait at a time. Whoever is given another tensor than the first of its set, or
 is in one whose kernels cannot be joined, computes for itself. Nothing is kept from call to call: a tensor may be
 written to in between.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from contextvars import ContextVar
+from weakref import ReferenceType, WeakKeyDictionary, ref
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mixdq.runtime.before import Before
 from mixdq.runtime.linear import QuantizedLinear
@@ -55,25 +55,27 @@ class _Set:
         return self._outputs.pop(layer, None) if self._source is x else None
 
 
-_READING: ContextVar[Reading | None] = ContextVar("_READING", default=None)
+_OF: WeakKeyDictionary[nn.Module, Reading] = WeakKeyDictionary()
+# The one of the call that began last. Of another thread's call of the same model, which begins later, it knows nothing.
+_READING: ContextVar[ReferenceType[Reading] | None] = ContextVar("_READING", default=None)
 
 
-@contextmanager
-def reading(find: dict[str, Find]) -> Iterator[None]:
-    """Let `read` find what is made together, inside."""
-    token = _READING.set(Reading(find))
-    try:
-        yield
-    finally:
-        _READING.reset(token)
+def begin(model: nn.Module, find: dict[str, Find]) -> None:
+    """Say that a call of a model begins: what `read` finds until the next one belongs to it.
+
+    `find` must not hold the model, for what it made lives as long as that.
+    """
+    _OF[model] = own = Reading(find)
+    _READING.set(ref(own))
 
 
 def read(kind: str, layer: QuantizedLinear, x: Tensor, before: Before) -> Tensor | None:
-    """Return the layer's output if a call of a UNet is under way that has it; see `Reading.output`."""
+    """Return the layer's output if a model's call is under way that has it; see `Reading.output`."""
     if torch.compiler.is_compiling():
         return None
     under_way = _READING.get()
-    return None if under_way is None else under_way.output(kind, layer, x, before)
+    own = None if under_way is None else under_way()
+    return None if own is None else own.output(kind, layer, x, before)
 
 
 def _sets(layers: Sequence[QuantizedLinear]) -> Iterator[_Set]:

@@ -1,6 +1,8 @@
 """Outputs that are made together within one call, for whoever asks; interpreted, or on a GPU."""
 
+import gc
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ from mixdq.runtime import reading as reading_module
 from mixdq.runtime.before import NOTHING, SILU
 from mixdq.runtime.kernels.gpu import available
 from mixdq.runtime.linear import QuantizedLinear
-from mixdq.runtime.reading import read, reading
+from mixdq.runtime.reading import begin, read
 
 pytestmark = pytest.mark.skipif(available.trouble() is not None, reason=str(available.trouble()))
 
@@ -26,6 +28,11 @@ def layers(quantized: Quantize) -> list[QuantizedLinear]:
 
 
 @pytest.fixture
+def model() -> nn.Module:
+    return nn.Module()
+
+
+@pytest.fixture
 def called(layers, monkeypatch: pytest.MonkeyPatch) -> list[list[QuantizedLinear]]:
     """What is called together, set by set."""
     sets: list[list[QuantizedLinear]] = []
@@ -34,62 +41,70 @@ def called(layers, monkeypatch: pytest.MonkeyPatch) -> list[list[QuantizedLinear
     return sets
 
 
-def test_outside_of_a_call_nothing_is_found(layers) -> None:
+def test_outside_of_a_models_call_nothing_is_found(layers) -> None:
     x = torch.randn(2, 6, device=DEVICE)
-    with reading({"text": lambda: layers}):
-        pass
+    begin(nn.Module(), {"text": lambda: layers})
+    gc.collect()
     assert read("text", layers[0], x, NOTHING) is None
 
 
-def test_each_finds_its_own_output_once(layers, called) -> None:
+def test_a_call_in_another_thread_is_another_call(layers, model, called) -> None:
     x = torch.randn(2, 6, device=DEVICE)
-    with reading({"text": lambda: layers, "time": list}):
-        for layer in reversed(layers):
-            y = read("text", layer, x, SILU)
-            assert isinstance(y, Tensor)
-            assert torch.equal(y, layer(SILU(x, -1)))
-            assert read("time", layer, x, SILU) is None
-        assert read("text", layers[0], x, SILU) is None
+    begin(model, {"text": lambda: layers})
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(read, "text", layers[0], x, NOTHING).result() is None
+    assert read("text", layers[0], x, NOTHING) is not None
+
+
+def test_each_finds_its_own_output_once(layers, model, called) -> None:
+    x = torch.randn(2, 6, device=DEVICE)
+    begin(model, {"text": lambda: layers, "time": list})
+    for layer in reversed(layers):
+        y = read("text", layer, x, SILU)
+        assert isinstance(y, Tensor)
+        assert torch.equal(y, layer(SILU(x, -1)))
+        assert read("time", layer, x, SILU) is None
+    assert read("text", layers[0], x, SILU) is None
     # Once, those of like widths beside each other.
     assert [[str(layer.layout.bits) for layer in own] for own in called] == [["W4A8", "W4A8", "W8A8", "W8A8", "W8A8"]]
 
 
-def test_another_tensor_is_left_to_whoever_has_it(layers, called) -> None:
+def test_another_tensor_is_left_to_whoever_has_it(layers, model, called) -> None:
     x = torch.randn(2, 6, device=DEVICE)
-    with reading({"text": lambda: layers}):
-        assert read("text", layers[0], x, NOTHING) is not None
-        assert read("text", layers[1], x.clone(), NOTHING) is None
-        assert read("text", layers[1], x, NOTHING) is not None
+    begin(model, {"text": lambda: layers})
+    assert read("text", layers[0], x, NOTHING) is not None
+    assert read("text", layers[1], x.clone(), NOTHING) is None
+    assert read("text", layers[1], x, NOTHING) is not None
     assert len(called) == 1
 
 
-def test_nothing_is_kept_from_one_call_to_the_next(layers) -> None:
+def test_nothing_is_kept_from_one_call_to_the_next(layers, model) -> None:
     x = torch.randn(2, 6, device=DEVICE)
     for _ in range(2):
-        with reading({"text": lambda: layers}):
-            y = read("text", layers[0], x, NOTHING)
-            assert y is not None
-            assert torch.equal(y, layers[0](x))
+        begin(model, {"text": lambda: layers})
+        y = read("text", layers[0], x, NOTHING)
+        assert y is not None
+        assert torch.equal(y, layers[0](x))
         x.neg_()
 
 
-def test_a_set_is_of_one_width_and_no_larger_than_it_may_be(layers, quantized, called, monkeypatch) -> None:
+def test_a_set_is_of_one_width_and_no_larger_than_it_may_be(layers, model, quantized, called, monkeypatch) -> None:
     # 24 weights, of 8 bits or 4.
     monkeypatch.setattr(reading_module, "READ_AT_ONCE", 36)
     other = quantized(nn.Linear(5, 4), "W8A8", backend="cuda").to(DEVICE)
     every = [layers[0], other, *layers[1:]]
     x = torch.randn(2, 6, device=DEVICE)
-    with reading({"text": lambda: every}):
-        found = [read("text", layer, x, NOTHING) for layer in layers]
-        assert read("text", other, torch.randn(2, 5, device=DEVICE), NOTHING) is None
+    begin(model, {"text": lambda: every})
+    found = [read("text", layer, x, NOTHING) for layer in layers]
+    assert read("text", other, torch.randn(2, 5, device=DEVICE), NOTHING) is None
     # Whoever is alone has to be called.
     assert [y is None for y in found] == [False, False, False, False, True]
     assert all(torch.equal(y, layer(x)) for y, layer in zip(found, layers, strict=True) if y is not None)
     assert [sum(int(layer.layout.bits.weight) * 3 for layer in own) for own in called] == [36, 36, 24, 24]
 
 
-def test_layers_that_cannot_be_joined_are_to_be_called(layers) -> None:
+def test_layers_that_cannot_be_joined_are_to_be_called(layers, model) -> None:
     x = torch.randn(2, 6, device=DEVICE)
     layers[2].use_backend("reference")
-    with reading({"text": lambda: layers}):
-        assert [read("text", layer, x, NOTHING) for layer in layers] == [None] * 5
+    begin(model, {"text": lambda: layers})
+    assert [read("text", layer, x, NOTHING) for layer in layers] == [None] * 5
