@@ -264,9 +264,8 @@ def _end(
 @triton.jit
 def field_of(byte, j: tl.constexpr, field: tl.constexpr, is_top: tl.constexpr):
     """Return the j-th field of int8 bytes: with its sign where it is a code's top one, as it is otherwise."""
-    if is_top:
-        return (byte << (8 - field * (j + 1))) >> (8 - field)
-    return (byte >> (field * j)) & ((1 << field) - 1)
+    # After an `if` Triton would compile the mask of 8 bits too, which no int8 has.
+    return (byte << (8 - field * (j + 1))) >> (8 - field) if is_top else (byte >> (field * j)) & ((1 << field) - 1)
 
 
 @triton.jit

@@ -100,9 +100,9 @@ def test_texts_of_any_number_of_tokens(shape: tuple[int, ...]) -> None:
     assert torch.equal(found, wanted)
 
 
-@pytest.mark.parametrize("num_bits", [4, 7])
+@pytest.mark.parametrize("num_bits", [4, 7, 8])
 def test_it_compiles_for_a_gpu(compiled, num_bits: int) -> None:
-    fields = {4: (4, 0, 0), 7: (4, 2, 1)}[num_bits]
+    fields = {4: (4, 0, 0), 7: (4, 2, 1), 8: (8, 0, 0)}[num_bits]
     constants = {
         "misfit_limit": 0.05,
         "field_0": fields[0],
