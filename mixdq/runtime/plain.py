@@ -70,5 +70,5 @@ def is_plain_feed_forward(ff: Any) -> bool:
 
 
 def folds(layer: nn.Module) -> bool:
-    """Return whether a norm may go into a layer, or others beside it; kernels of floats take none."""
-    return isinstance(layer, QuantizedLayer) and not layer.layout.bits.is_float and are_bare(layer)
+    """Return whether a norm may go into a layer, or others beside it."""
+    return isinstance(layer, QuantizedLayer) and are_bare(layer)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mixdq.runtime.before import NOTHING, Before
 from mixdq.runtime.folding import check_input, run_folded
-from mixdq.runtime.kernel import JointKernel
+from mixdq.runtime.kernel import FoldingKernel, JointKernel
 from mixdq.runtime.linear import QuantizedLinear
 from mixdq.runtime.opaque import BEFORE, define, layer_of, register
 
@@ -29,7 +29,11 @@ def together(layers: Sequence[QuantizedLinear], x: Tensor, before: Before = NOTH
 def run_together(layers: Sequence[QuantizedLinear], x: Tensor, before: Before) -> list[Tensor]:
     """Return the same by the layers' kernels, bound to them."""
     outputs = run_joined(layers, x, before)
-    return [run_folded(layer, x, before, None) for layer in layers] if outputs is None else outputs
+    if outputs is not None:
+        return outputs
+    if not all(isinstance(layer.kernel_for(x), FoldingKernel) for layer in layers):
+        x, before = before(x, -1), NOTHING
+    return [run_folded(layer, x, before, None) for layer in layers]
 
 
 def run_joined(layers: Sequence[QuantizedLinear], x: Tensor, before: Before) -> list[Tensor] | None:

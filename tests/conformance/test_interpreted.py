@@ -15,10 +15,14 @@ from mixdq.runtime.kernels.gpu import available
 
 TESTS = Path(__file__).resolve().parents[1]
 SUITES = ("conformance/test_backends.py", "conformance/test_dynamic.py", "conformance/test_whole_model.py")
-KERNELS = ("test_activations.py", "test_bos.py", "test_layers.py", "test_norms.py", "test_together.py")
+KERNELS = (
+    *("test_activations.py", "test_bos.py", "test_e4m3.py", "test_floats.py", "test_layers.py", "test_norms.py"),
+    "test_together.py",
+)
 OURS = (
     *(f"runtime/kernels/gpu/{name}" for name in KERNELS),
-    *("runtime/backends/test_cuda.py", "runtime/test_folding.py", "runtime/test_blocks.py"),
+    *("conformance/test_floats.py", "runtime/backends/test_cuda.py", "runtime/backends/test_fp8.py"),
+    *("runtime/test_folding.py", "runtime/test_blocks.py"),
     *("runtime/test_together.py", "runtime/test_reading.py", "runtime/test_unet_blocks.py"),
 )
 

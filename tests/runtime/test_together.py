@@ -6,9 +6,10 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from mixdq.quant.bos import BosRow
-from mixdq.runtime.before import GEGLU, SILU
+from mixdq.runtime.before import GEGLU, SILU, Before
 from mixdq.runtime.folding import fold
 from mixdq.runtime.kernel import JoiningKernel
 from mixdq.runtime.kernels.gpu import available
@@ -44,6 +45,20 @@ def test_on_any_backend_it_is_each_layers_output(quantized: Quantize, x: Tensor)
     own = [quantized(nn.Linear(6, 4), "W8A8", splits=splits).to(DEVICE) for splits in ((), (2, 4), ())]
     assert same(own, x)
     assert joints(own, x) == [None] * 3
+
+
+def test_what_kernels_do_not_fold_is_computed_once_for_all(quantized: Quantize, x: Tensor) -> None:
+    own = [quantized(nn.Linear(6, 4), "W8A8").to(DEVICE) for _ in range(3)]
+    calls = []
+
+    class Watched(Before):
+        def __call__(self, x: Tensor, channel_axis: int) -> Tensor:
+            calls.append(channel_axis)
+            return super().__call__(x, channel_axis)
+
+    expected = [layer(functional.silu(x)) for layer in own]
+    assert all(torch.equal(*pair) for pair in zip(together(own, x, Watched(silu=True)), expected, strict=True))
+    assert calls == [-1]
 
 
 @works

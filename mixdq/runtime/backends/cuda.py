@@ -16,6 +16,7 @@ from torch import Tensor
 
 from mixdq.errors import NoBackendError
 from mixdq.quant.bos import CLIP_TOKENS, BosRow
+from mixdq.quant.e4m3 import GREATEST
 from mixdq.quant.packing import unpack
 from mixdq.runtime.before import Before
 from mixdq.runtime.kernel import JointKernel, Kernel, KernelRequest, dtype_refusals, int32_refusals
@@ -66,17 +67,17 @@ class CudaBackend:
                 kernel=(height, width), stride=request.stride, padding=request.padding, dilation=request.dilation
             )
         layer = GpuLayer(
-            _tensors(request, weight, bias, activation),
+            layer_tensors(request, weight, bias, activation),
             dtype=request.output_dtype,
             groups=request.groups,
             window=window,
             card=available.card(weight.codes.device),
         )
-        return _Product(request, layer)
+        return GpuProduct(request, layer)
 
 
-class _Product:
-    """A layer of the Triton kernels, which holds the weight in planes; in the memory of several where `joint`."""
+class GpuProduct:
+    """A kernel of a layer on a GPU, which holds the weight in planes; in the memory of several where `joint`."""
 
     def __init__(
         self, request: KernelRequest, layer: "GpuLayer", joint: JointKernel | None = None, place: int = 0
@@ -108,11 +109,11 @@ class _Product:
         _check_devices(self.request.layer, x, before, added)
         return self._run(x, added, dtype, before)
 
-    def join(self, others: Sequence[Kernel], bos: Sequence[BosRow | None], /) -> "tuple[_Product, ...] | None":
+    def join(self, others: Sequence[Kernel], bos: Sequence[BosRow | None], /) -> "tuple[GpuProduct, ...] | None":
         """Return this kernel and others in one memory, to be called as one; None where one is of another kind."""
         from mixdq.runtime.kernels.gpu.together import Together
 
-        kernels = [self, *(other for other in others if isinstance(other, _Product))]
+        kernels = [self, *(other for other in others if isinstance(other, GpuProduct))]
         requests = [kernel.request for kernel in kernels]
         like = {(each.op, each.device, each.output_dtype) for each in requests}
         if len(kernels) <= len(others) or like != {("linear", self.request.device, self.request.output_dtype)}:
@@ -120,7 +121,7 @@ class _Product:
         together = Together([kernel.layer for kernel in kernels], bos)
         joint = _Joint(together, tuple(request.layer for request in requests))
         return tuple(
-            _Product(kernel.request, kernel.layer.like(tensors), joint, place)
+            GpuProduct(kernel.request, kernel.layer.like(tensors), joint, place)
             for place, (kernel, tensors) in enumerate(zip(kernels, together.tensors, strict=True))
         )
 
@@ -129,6 +130,7 @@ class _Product:
         return _BesideBos(self.layer, bos, general)
 
     def __call__(self, x: Tensor, /) -> Tensor:
+        """Return the product of `x`."""
         return self._run(x)
 
 
@@ -147,7 +149,7 @@ class _Joint:
         return self.together.takes(x)
 
     def __call__(self, x: Tensor, before: Before, /) -> Tensor:
-        """Return the layers' outputs side by side; raises NoBackendError as `_Product.folded`."""
+        """Return the layers' outputs side by side; raises NoBackendError as `GpuProduct.folded`."""
         _check_devices(self.names[0], x, before)
         return self.together(x, before)
 
@@ -176,7 +178,10 @@ def _check_devices(name: str, x: Tensor, before: Before, added: Tensor | None = 
         )
 
 
-def _tensors(request: KernelRequest, weight: QTensor, bias: Tensor | None, activation: QParams | None) -> LayerTensors:
+def layer_tensors(
+    request: KernelRequest, weight: QTensor, bias: Tensor | None, activation: QParams | None
+) -> LayerTensors:
+    """Return what `Backend.bind` is given as these kernels hold it, copied but for the scale and the bias."""
     num_bits, device = request.bits.weight, weight.codes.device
     out, channels = weight.shape[:2]
     taps = torch.Size(weight.shape[2:]).numel()
@@ -190,7 +195,9 @@ def _tensors(request: KernelRequest, weight: QTensor, bias: Tensor | None, activ
     is_float = request.bits.activation == FLOAT_BITS
     order = weight_order(num_bits, channels, taps, of_floats=is_float)
     low = high = 0
-    if not is_float:
+    if request.bits.is_float:
+        low, high = -int(GREATEST), int(GREATEST)
+    elif not is_float:
         spec = QuantSpec(num_bits=request.bits.activation, symmetric=False)
         low, high = spec.code_min, spec.code_max
     input_scale, input_zero_point = _input(activation, device)
@@ -205,6 +212,7 @@ def _tensors(request: KernelRequest, weight: QTensor, bias: Tensor | None, activ
         input_zero_point=input_zero_point,
         low=low,
         high=high,
+        floats=request.bits.is_float,
     )
 
 

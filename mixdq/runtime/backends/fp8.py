@@ -1,9 +1,12 @@
 """Products of E4M3 floats by `torch._scaled_mm`, for Linear layers ("W8A8 float"): cuBLAS and CUTLASS on a GPU.
 
-Inputs become codes by plain torch, in several passes over memory. Where PyTorch takes a scale for each row and column
-for the output's type, the product ends with these and the bias; elsewhere float32 sums are scaled after it. What
-PyTorch takes is tried once, on the least matrix there is. An input that holds NaN or infinity makes its row NaN, so
-that no product waits for the device; first text tokens, which are computed around it, do.
+Where Triton works, a kernel makes the input ready in one pass, what stands before the layer folded in, and nothing
+waits for the device (`mixdq.runtime.kernels.gpu.floats`). Elsewhere inputs become codes by plain torch, in several
+passes over memory, and first text tokens, which are computed around the product, wait.
+
+Where PyTorch takes a scale for each row and column for the output's type, the product ends with these and the bias;
+elsewhere float32 sums are scaled after it. What PyTorch takes, and gives, is tried once, on the least matrix there is.
+An input that holds NaN or infinity makes its row NaN, so that no product waits for the device.
 """
 
 from dataclasses import dataclass
@@ -16,7 +19,9 @@ from torch.nn.functional import pad
 from mixdq.quant.affine import quantize
 from mixdq.quant.qparams import row_qparams
 from mixdq.quant.weights import weight_codes
+from mixdq.runtime.backends.cuda import GpuProduct, layer_tensors
 from mixdq.runtime.kernel import Kernel, KernelRequest, dtype_refusals
+from mixdq.runtime.kernels.gpu import available
 from mixdq.types.tensors import QParams, QTensor
 
 ALIGNMENT = 16
@@ -53,11 +58,18 @@ class Fp8Backend:
 
     def bind(self, request: KernelRequest, weight: QTensor, bias: Tensor | None, activation: QParams | None) -> Kernel:
         """Return a kernel with the weight filled up to the product's alignment."""
-        return _Product(request, weight, bias, activation)
+        by_rows = _trouble(request.device, request.output_dtype, by_rows=True) is None
+        if request.device != available.device_type() or available.trouble() is not None:
+            return _Product(request, weight, bias, activation, by_rows)
+        # Not where there is no Triton.
+        from mixdq.runtime.kernels.gpu.floats import FloatLayer
+
+        tensors, card = layer_tensors(request, weight, bias, activation), available.card(weight.codes.device)
+        return GpuProduct(request, FloatLayer(tensors, dtype=request.output_dtype, card=card, by_rows=by_rows))
 
 
 class _Product:
-    """A layer, whose weight it holds; `by_rows` says who scales: the product, or what follows it."""
+    """A layer in plain torch, whose weight it holds; `by_rows` says who scales: the product, or what follows it."""
 
     def __init__(
         self,
@@ -65,11 +77,11 @@ class _Product:
         weight: QTensor,
         bias: Tensor | None,
         activation: QParams | None,
-        by_rows: bool | None = None,
+        by_rows: bool,
     ) -> None:
         self.request, self.activation = request, activation
         dtype = request.output_dtype
-        self.by_rows = _trouble(request.device, dtype, by_rows=True) is None if by_rows is None else by_rows
+        self.by_rows = by_rows
         out, depth = weight.shape
         self.deeper, wider = -depth % ALIGNMENT, -out % ALIGNMENT
         codes = pad(weight_codes(weight), (0, self.deeper, 0, wider)).contiguous()
@@ -109,7 +121,7 @@ class _Product:
 
 @cache
 def _trouble(device: str, output: torch.dtype, *, by_rows: bool) -> str | None:
-    """Return what PyTorch says to such a product of the least size; None where it computes it."""
+    """Return what is wrong with PyTorch's product of the least size, or what it says; None where it computes it."""
     if device == "cuda":
         if not torch.cuda.is_available():
             return "there is no NVIDIA GPU that PyTorch sees"
@@ -118,9 +130,12 @@ def _trouble(device: str, output: torch.dtype, *, by_rows: bool) -> str | None:
     ones = torch.ones(ALIGNMENT, ALIGNMENT, device=device)
     codes = ones.to(torch.float8_e4m3fn)
     scales = (ones[:, :1].contiguous(), ones[:1]) if by_rows else (ones[0, 0], ones[0, 0])
-    bias = ones[0].to(output) if by_rows else None
     try:
-        torch._scaled_mm(codes, codes.t(), *scales, bias=bias, out_dtype=output)
+        for bias in (None, ones[0].to(output)) if by_rows else (None,):
+            y = torch._scaled_mm(codes, codes.t(), *scales, bias=bias, out_dtype=output)
+            # Versions that compute bfloat16 alone have given its bytes for float16's where there is no bias.
+            if not bool((y == ALIGNMENT + (bias is not None)).all()):
+                return f"PyTorch {torch.__version__} computes its product wrongly here"
     except (RuntimeError, ValueError) as error:
         return f"PyTorch {torch.__version__} refuses its product here: {str(error).splitlines()[0]}"
     return None

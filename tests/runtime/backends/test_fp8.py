@@ -55,6 +55,19 @@ def test_an_old_card_is_refused_before_it_is_tried(monkeypatch: pytest.MonkeyPat
         _trouble.cache_clear()
 
 
+@needs_product
+def test_a_product_that_comes_out_wrong_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    # As where bytes of bfloat16 stand for float16's.
+    product = torch._scaled_mm
+    monkeypatch.setattr(torch, "_scaled_mm", lambda *args, **given: product(*args, **given) / 2.0)
+    _trouble.cache_clear()
+    try:
+        assert "wrongly" in str(_trouble("cpu", torch.float16, by_rows=True))
+        assert "wrongly" in BACKEND.refusals(REQUEST)[0]
+    finally:
+        _trouble.cache_clear()
+
+
 def test_auto_takes_no_floats_on_a_cpu_and_says_what_does() -> None:
     with pytest.raises(NoBackendError, match=r"W8A8 float.*--backend reference") as error:
         select(REQUEST, AUTO)

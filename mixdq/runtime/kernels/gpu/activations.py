@@ -12,14 +12,16 @@ What stands before the layer may be folded in (`before`, then `silu`); weights a
 
 Each step is computed in float32 and rounded to the input's dtype, as torch does where these are passes of their own.
 
-Codes are bit for bit those of `mixdq.quant.affine.quantize`: true division, halves to even, in float32; scales found at
-run time are those of `mixdq.quant.qparams.row_qparams`, in float64. Borders and channels that are filled up are zero,
-whose code is the zero point, whatever stands before. Who holds NaN or infinity, a row or a picture, gets the scale NaN,
-which makes every output of it NaN: nothing waits for the device to say so.
+Codes, of integers or E4M3 floats, are bit for bit those of `mixdq.quant.affine.quantize`: true division, halves to
+even, in float32; scales found at run time are those of `mixdq.quant.qparams.row_qparams`, in float64. Borders and
+channels that are filled up are zero, whose code is the zero point, whatever stands before. Who holds NaN or infinity, a
+row or a picture, gets the scale NaN, which makes every output of it NaN: nothing waits for the device to say so.
 """
 
 import triton
 import triton.language as tl
+
+from mixdq.runtime.kernels.gpu.e4m3 import nearest_codes
 
 CHUNKS = 64
 """The most parts of a picture whose ranges are found apart."""
@@ -60,6 +62,7 @@ def prepare(
     low: tl.constexpr,
     high: tl.constexpr,
     of_codes: tl.constexpr,
+    floats: tl.constexpr,
     of_pictures: tl.constexpr,
     dynamic: tl.constexpr,
     before: tl.constexpr,
@@ -118,7 +121,7 @@ def prepare(
             greatest = tl.max(tl.load(at + 1, mask=known, other=0.0), axis=0)
             wrong += (tl.max(tl.load(at + 2, mask=known, other=0.0), axis=0) > 0.0).to(tl.int32)
             nothing = tl.zeros((block_rows,), dtype=tl.float32)
-            own_scale, own_zero = _grid(nothing + least, nothing + greatest, low, high)
+            own_scale, own_zero = _grid(nothing + least, nothing + greatest, low, high, floats)
         else:
             least = tl.zeros((block_rows, block_channels), dtype=tl.float32)
             greatest = tl.zeros((block_rows, block_channels), dtype=tl.float32)
@@ -129,7 +132,7 @@ def prepare(
                 )
                 real = _finite(real)
                 least, greatest = tl.minimum(least, real), tl.maximum(greatest, real)
-            own_scale, own_zero = _grid(tl.min(least, axis=1), tl.max(greatest, axis=1), low, high)
+            own_scale, own_zero = _grid(tl.min(least, axis=1), tl.max(greatest, axis=1), low, high, floats)
 
     for start in range(0, depth, block_channels):
         real = _real(
@@ -139,7 +142,7 @@ def prepare(
         if of_codes:
             finite = _finite(real)
             wrong |= (real != finite).to(tl.int32)
-            real = _codes(finite, own_scale[:, None], own_zero[:, None], low, high)
+            real = _codes(finite, own_scale[:, None], own_zero[:, None], low, high, floats)
         filled = there[:, None] & (start + channel < depth)[None, :]
         tl.store(target + (start + channel)[None, :], real.to(prepared.dtype.element_ty), mask=filled)
 
@@ -259,23 +262,25 @@ def _finite(real):
 
 
 @triton.jit
-def _codes(real, scale, zero, low: tl.constexpr, high: tl.constexpr):
-    """Return round(real / scale) + zero within [low, high]; ends are integers, so that clipping may come first."""
+def _codes(real, scale, zero, low: tl.constexpr, high: tl.constexpr, floats: tl.constexpr):
+    """Return round(real / scale) + zero within [low, high]; ends are codes, so that clipping may come first."""
     steps = tl.div_rn(real, scale)
     steps = tl.minimum(tl.maximum(steps, (low - zero).to(tl.float32)), (high - zero).to(tl.float32))
     # Above 2^23 float32 has no fractions: adding so much rounds, halves to even.
-    return ((steps + 12582912.0) - 12582912.0).to(tl.int32) + zero
+    return nearest_codes(steps) if floats else ((steps + 12582912.0) - 12582912.0).to(tl.int32) + zero
 
 
 @triton.jit
-def _grid(least, greatest, low: tl.constexpr, high: tl.constexpr):
+def _grid(least, greatest, low: tl.constexpr, high: tl.constexpr, floats: tl.constexpr):
     """Return scale and zero point of ranges that contain 0, as `mixdq.quant.qparams.row_qparams` does."""
     least, greatest = least.to(tl.float64), greatest.to(tl.float64)
-    wanted = (greatest - least) / (high - low)
+    wanted = tl.maximum(-least, greatest) / high if floats else (greatest - least) / (high - low)
     scale = tl.minimum(tl.maximum(wanted, 1.1754943508222875e-38), 3.4028234663852886e38)
     scale = tl.where(wanted == 0.0, 1.0, scale).to(tl.float32)
-    steps = least / scale.to(tl.float64)
-    # As in `_codes`, with float64's 2^52.
-    zero = low - ((steps + 6755399441055744.0) - 6755399441055744.0)
-    zero = tl.minimum(tl.maximum(zero, low), high)
-    return scale, zero.to(tl.int32)
+    zero = tl.zeros(scale.shape, dtype=tl.int32)
+    if not floats:
+        steps = least / scale.to(tl.float64)
+        # As in `_codes`, with float64's 2^52.
+        near = low - ((steps + 6755399441055744.0) - 6755399441055744.0)
+        zero = tl.minimum(tl.maximum(near, low), high).to(tl.int32)
+    return scale, zero

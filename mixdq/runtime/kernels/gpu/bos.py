@@ -7,6 +7,7 @@ program, as the device finds out; nobody is warned then.
 import triton
 import triton.language as tl
 
+from mixdq.runtime.kernels.gpu.e4m3 import numbers_of
 from mixdq.runtime.kernels.gpu.product import field_of
 
 
@@ -35,6 +36,7 @@ def bos_rows(
     tile: tl.constexpr,
     tiles: tl.constexpr,
     symmetric: tl.constexpr,
+    floats: tl.constexpr,
     has_bias: tl.constexpr,
     block_columns: tl.constexpr,
     block_channels: tl.constexpr,
@@ -89,7 +91,7 @@ def bos_rows(
                     w |= _codes(plane_1, column, steps, step, s, field_1, field_2 == 0, tile, tiles) << field_0
                 if field_2 > 0:
                     w |= _codes(plane_2, column, steps, step, s, field_2, True, tile, tiles) << (field_0 + field_1)
-                w = w.to(tl.float32)
+                w = numbers_of(w) if floats else w.to(tl.float32)
                 if not symmetric:
                     w -= tl.load(zero_points + column).to(tl.float32)[:, None]
                 acc += tl.sum(w * state[None, :], axis=1)

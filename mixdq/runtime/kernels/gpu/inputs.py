@@ -67,6 +67,7 @@ def prepare(x: Tensor, tensors: LayerTensors, window: Window | None, groups: int
         low=tensors.low,
         high=tensors.high,
         of_codes=tensors.of_codes,
+        floats=tensors.floats,
         of_pictures=of_pictures,
         dynamic=tensors.dynamic,
         before=before.kind,

@@ -104,6 +104,7 @@ class GpuLayer:
                 tile=order.tile,
                 tiles=order.tiles,
                 symmetric=tensors.zero_points is None,
+                floats=tensors.floats,
                 has_bias=tensors.bias is not None,
                 block_columns=64,
                 block_channels=min(2048, power_of_2(channels)),
@@ -171,18 +172,7 @@ class GpuLayer:
         if chosen.split > 1:
             sums = torch.int32 if self._of_codes else torch.float32
             partial = torch.empty(chosen.split, rows, self._columns, dtype=sums, device=y.device)
-        # A text's rows lie apart from the next one's where first tokens lie between, rows where other columns do.
-        y_order = (rows, 0, self._columns) if y.is_contiguous() else (y.shape[-2], y.stride(0), y.stride(-2))
-        more = None if added is None else _rows_of(added, y)
-        more_order = (1, 0, 0) if more is None else (more.shape[1], more.stride(0), more.stride(1))
-        scale_rows = y.shape[-3] * y.shape[-2] if made.of_pictures else 1
-        ends = (tensors.sums, tensors.scale, tensors.bias, made.row_scale, made.row_zero, more, y, partial)
-        flags = {
-            "of_codes": self._of_codes,
-            "has_bias": tensors.bias is not None,
-            "has_added": added is not None,
-            "split": chosen.split,
-        }
+        ends, scale_rows, orders, flags = self._end(partial, made, y, added, chosen.split)
         tiles = -(-rows // chosen.rows) * -(-columns // chosen.columns)
         product.product[(tiles, self._groups, chosen.split)](
             *(made.x, *self._planes, tensors.zero_points, *ends),
@@ -190,8 +180,7 @@ class GpuLayer:
             *(1, 1, scale_rows) if window.is_pixel else (y.shape[-2], y.shape[-3] * y.shape[-2], scale_rows),
             *(picture, line, pixel, window.dilation[0] * line, window.dilation[1] * pixel),
             *(window.stride[0] * line, window.stride[1] * pixel),
-            *y_order,
-            *more_order,
+            *orders,
             bits=order.num_bits,
             field_0=self._fields[0],
             field_1=self._fields[1],
@@ -211,15 +200,41 @@ class GpuLayer:
             enable_fp_fusion=False,
         )
         if chosen.split > 1:
-            product.finish[(-(-rows // 32), -(-self._columns // 64))](
-                *ends,
-                *(rows, self._columns, rows * self._columns, scale_rows, *y_order, *more_order),
-                **flags,
-                block_rows=32,
-                block_columns=64,
-                num_warps=4,
-                enable_fp_fusion=False,
-            )
+            self.finish(partial, made, y, added)
+
+    def finish(self, sums: Tensor, made: Prepared, y: Tensor, added: Tensor | None) -> None:
+        """Write what `sums` [parts, rows, out] of an input made ready come to, as `multiply` does."""
+        split, rows, columns = sums.shape
+        ends, scale_rows, orders, flags = self._end(sums, made, y, added, split)
+        product.finish[(-(-rows // 32), -(-columns // 64))](
+            *ends,
+            *(rows, columns, rows * columns, scale_rows, *orders),
+            **flags,
+            block_rows=32,
+            block_columns=64,
+            num_warps=4,
+            enable_fp_fusion=False,
+        )
+
+    def _end(
+        self, partial: Tensor, made: Prepared, y: Tensor, added: Tensor | None, split: int
+    ) -> tuple[tuple[Tensor | None, ...], int, tuple[int, ...], dict[str, bool | int]]:
+        """Return what the end of a product is of: tensors, rows that share a scale, orders of rows, constants."""
+        tensors = self.tensors
+        # A text's rows lie apart from the next one's where first tokens lie between, rows where other columns do.
+        rows = y.numel() // self._columns
+        y_order = (rows, 0, self._columns) if y.is_contiguous() else (y.shape[-2], y.stride(0), y.stride(-2))
+        more = None if added is None else _rows_of(added, y)
+        more_order = (1, 0, 0) if more is None else (more.shape[1], more.stride(0), more.stride(1))
+        scale_rows = y.shape[-3] * y.shape[-2] if made.of_pictures else 1
+        ends = (tensors.sums, tensors.scale, tensors.bias, made.row_scale, made.row_zero, more, y, partial)
+        flags = {
+            "of_codes": self._of_codes,
+            "has_bias": tensors.bias is not None,
+            "has_added": added is not None,
+            "split": split,
+        }
+        return ends, scale_rows, (*y_order, *more_order), flags
 
     def _operand(self, dtype: torch.dtype) -> tl.dtype:
         # Triton's interpreter takes bfloat16 for integers.

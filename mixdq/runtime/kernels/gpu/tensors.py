@@ -22,6 +22,7 @@ class LayerTensors:
         scale, bias: float32 [out]; scale is the weight's.
         input_scale, input_zero_point: float32 [1] and int32 [1]; None where each row has its own, or there are none.
         low, high: least and greatest code of the input; equal where it stays as it is.
+        floats: whether codes are E4M3 floats, of which `low` and `high` are numbers; zero points are 0 then.
     """
 
     planes: tuple[Tensor, ...]
@@ -34,6 +35,7 @@ class LayerTensors:
     input_zero_point: Tensor | None
     low: int
     high: int
+    floats: bool = False
 
     @property
     def of_codes(self) -> bool:

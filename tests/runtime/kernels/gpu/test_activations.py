@@ -261,11 +261,26 @@ def test_with_a_norm_or_a_gate_before_it_compiles(compiled, before: str) -> None
     assert "ld.global.b16" not in ptx
 
 
+@pytest.mark.parametrize(
+    ("capability", "before", "dynamic"), [(89, "", False), (90, "layer_norm", True), (100, "geglu", True)]
+)
+def test_floats_are_converted_by_an_instruction_and_written_wide(compiled, capability, before, dynamic) -> None:
+    choices = {"low": -448, "high": 448, "floats": True, "before": before, "silu": False}
+    ptx = ptx_of(compiled, capability, of_pictures=False, dynamic=dynamic, ones=("x_channel",), **choices)
+    assert "cvt.rn.satfinite.e4m3x2.f32" in ptx
+    assert "div.rn.f32" in ptx
+    assert ("div.rn.f64" in ptx) == dynamic
+    assert "st.global.v2.b32" in ptx
+    assert "st.global.b8" not in ptx
+    assert "ld.global.b16" not in ptx
+
+
 def ptx_of(compiled, capability: int, *, of_pictures: bool, ones: tuple[str, ...], **choices: object) -> str:
     constants = {
         "low": -128,
         "high": 127,
         "of_codes": True,
+        "floats": False,
         "of_pictures": of_pictures,
         **choices,
         "block_rows": 4,

@@ -100,8 +100,8 @@ def test_texts_of_any_number_of_tokens(shape: tuple[int, ...]) -> None:
     assert torch.equal(found, wanted)
 
 
-@pytest.mark.parametrize("num_bits", [4, 7, 8])
-def test_it_compiles_for_a_gpu(compiled, num_bits: int) -> None:
+@pytest.mark.parametrize(("num_bits", "floats"), [(4, False), (7, False), (8, True)])
+def test_it_compiles_for_a_gpu(compiled, num_bits: int, floats: bool) -> None:
     fields = {4: (4, 0, 0), 7: (4, 2, 1), 8: (8, 0, 0)}[num_bits]
     constants = {
         "misfit_limit": 0.05,
@@ -111,6 +111,7 @@ def test_it_compiles_for_a_gpu(compiled, num_bits: int) -> None:
         "tile": 32,
         "tiles": 8 // min(f for f in fields if f),
         "symmetric": True,
+        "floats": floats,
         "zero_points": None,
         "has_bias": True,
         "block_columns": 64,
@@ -118,4 +119,5 @@ def test_it_compiles_for_a_gpu(compiled, num_bits: int) -> None:
     }
     pointers = {"x": "*bf16", "y": "*bf16", "plane_0": "*i8", "plane_1": "*i8", "plane_2": "*i8"}
     pointers |= dict.fromkeys(("bos_input", "bos_output", "bias", "scale"), "*fp32")
-    assert "div.rn.f64" in compiled(bos.bos_rows, 80, constants, pointers, ones=("x_channel",)).asm["ptx"]
+    kernel = compiled(bos.bos_rows, 89 if floats else 80, constants, pointers, ones=("x_channel",))
+    assert "div.rn.f64" in kernel.asm["ptx"]

@@ -126,3 +126,11 @@ def test_the_sum_of_parts_compiles(compiled, ones: tuple[str, ...]) -> None:
     if not ones:
         assert_columns_go_16_bytes_at_once(kernel)
         assert "ld.global.v4.b32" in kernel.asm["ptx"]
+
+
+def test_it_ends_sums_of_floats_too(compiled) -> None:
+    constants = {**ENDS, "split": 1, "block_rows": 32, "block_columns": 64, "has_added": True}
+    del constants["added"]
+    kernel = compiled(finish, 89, constants, {**ADDED, "partial": "*fp32"})
+    assert_columns_go_16_bytes_at_once(kernel)
+    assert "ld.global.v4.b32" in kernel.asm["ptx"]
