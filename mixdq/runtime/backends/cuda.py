@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from mixdq.runtime.kernels.gpu.together import Together
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+MOST_GROUPS = 65_535
+"""As many as CUDA starts programs along a grid's second axis."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class CudaBackend:
     tolerance: float = 5 * 2.0**-24
 
     def refusals(self, request: KernelRequest) -> list[str]:
-        """Return why not: another device or dtype, 8-bit weights with zero points, an old card, no Triton."""
+        """Return why not: a device, dtype or weight it does not take, too many groups, an old card, no Triton."""
         device = available.device_type()
         if request.device != device:
             return [f"it computes on {device}, not on {request.device}"]
@@ -50,6 +52,8 @@ class CudaBackend:
         reasons = []
         reasons += dtype_refusals(request, DTYPES)
         reasons += int32_refusals(request)
+        if request.groups > MOST_GROUPS:
+            reasons.append(f"a convolution of {request.groups} groups (at most {MOST_GROUPS})")
         trouble = available.trouble()
         if trouble is not None:
             reasons.append(trouble)

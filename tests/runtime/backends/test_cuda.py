@@ -35,6 +35,8 @@ def test_refusals_are_in_words() -> None:
     assert "floating point" in CUDA.refusals(replace(REQUEST, bits=LayerBits(weight=16, activation=8)))[0]
     assert "float64" in CUDA.refusals(replace(REQUEST, dtype=torch.float64))[0]
     assert "zero points" in CUDA.refusals(replace(REQUEST, symmetric=False))[0]
+    depthwise = replace(REQUEST, op="conv2d", weight_shape=(65_536, 1, 1, 1), groups=65_536)
+    assert "65536 groups (at most 65535)" in CUDA.refusals(depthwise)[0]
     assert "overflow" in CUDA.refusals(replace(REQUEST, weight_shape=(1, MAX_DEPTH + 1)))[0]
 
 

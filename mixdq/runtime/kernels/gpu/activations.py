@@ -179,7 +179,7 @@ def find_ranges(
     block_rows: tl.constexpr,
     block_channels: tl.constexpr,
 ):
-    """Write least, greatest and 1 where there is NaN or infinity, of `chunk` pixels; program axes: chunks, pictures.
+    """Write least, greatest and 1 where there is NaN or infinity, of `chunk` pixels; program axis: all chunks.
 
     `x` is [batch, channels, height, width] of any strides, with `picture` pixels; `ranges` is [batch, chunks, 3].
     Before it stands nothing, or "affine", of `weight_row` as in `prepare`.
@@ -187,22 +187,24 @@ def find_ranges(
     least = tl.zeros((block_rows, block_channels), dtype=tl.float32)
     greatest = tl.zeros((block_rows, block_channels), dtype=tl.float32)
     wrong = tl.zeros((block_rows, block_channels), dtype=tl.int32)
-    source = x + tl.program_id(1).to(tl.int64) * x_batch
+    chunks = tl.cdiv(picture, chunk)
+    batch = (tl.program_id(0) // chunks).to(tl.int64)
+    source = x + batch * x_batch
     for start in range(0, chunk, block_rows):
         inside = start + tl.arange(0, block_rows)
-        pixel = tl.program_id(0) * chunk + inside
+        pixel = tl.program_id(0) % chunks * chunk + inside
         at = source + ((pixel // width).to(tl.int64) * x_line + (pixel % width).to(tl.int64) * x_pixel)[:, None]
         there = (inside < chunk) & (pixel < picture)
         for first in range(0, channels, block_channels):
             channel = first + tl.arange(0, block_channels)
             real = _real(
-                *(at, channel, x_channel, there, channels, weight, bias, tl.program_id(1) * weight_row, 0, None, None),
+                *(at, channel, x_channel, there, channels, weight, bias, batch * weight_row, 0, None, None),
                 *(before, silu),
             )
             finite = _finite(real)
             wrong |= (real != finite).to(tl.int32)
             least, greatest = tl.minimum(least, finite), tl.maximum(greatest, finite)
-    target = ranges + (tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)) * 3
+    target = ranges + tl.program_id(0).to(tl.int64) * 3
     tl.store(target, tl.min(tl.min(least, axis=1), axis=0))
     tl.store(target + 1, tl.max(tl.max(greatest, axis=1), axis=0))
     tl.store(target + 2, tl.max(tl.max(wrong, axis=1), axis=0).to(tl.float32))

@@ -90,6 +90,6 @@ def _works(activations: Any) -> bool:
     x = torch.tensor([[[[-1.0, 2.0]]]], device=device)
     ranges = torch.zeros(1, 1, 3, device=device)
     sizes = {"before": "", "silu": False, "block_rows": 2, "block_channels": 1}
-    activations.find_ranges[(1, 1)](x, ranges, None, None, 2, 2, 2, 2, 2, 1, 1, 2, 0, **sizes)
+    activations.find_ranges[(1,)](x, ranges, None, None, 2, 2, 2, 2, 2, 1, 1, 2, 0, **sizes)
     found: list[float] = ranges.flatten().tolist()
     return found == [-1.0, 2.0, 0.0]

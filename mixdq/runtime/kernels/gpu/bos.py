@@ -41,13 +41,14 @@ def bos_rows(
     block_columns: tl.constexpr,
     block_channels: tl.constexpr,
 ):
-    """Write some columns of the first row of a text's output; program axes: columns, texts.
+    """Write some columns of the first row of a text's output; program axis: columns of all texts.
 
     `x` and `y` are at the first token of the first text, `x_batch` and `y_batch` elements before that of the next.
     """
-    n = tl.program_id(0) * block_columns + tl.arange(0, block_columns)
+    blocks = tl.cdiv(columns, block_columns)
+    n = tl.program_id(0) % blocks * block_columns + tl.arange(0, block_columns)
     column = tl.minimum(n, columns - 1)
-    batch = tl.program_id(1).to(tl.int64)
+    batch = (tl.program_id(0) // blocks).to(tl.int64)
     x += batch * x_batch
 
     along = tl.zeros((block_channels,), dtype=tl.float64)
@@ -55,7 +56,7 @@ def bos_rows(
     length = tl.zeros((block_channels,), dtype=tl.float64)
     for start in range(0, channels, block_channels):
         k = start + tl.arange(0, block_channels)
-        state = tl.load(x + k * x_channel, mask=k < channels, other=0.0).to(tl.float64)
+        state = tl.load(x + k.to(tl.int64) * x_channel, mask=k < channels, other=0.0).to(tl.float64)
         stored = tl.load(bos_input + k, mask=k < channels, other=0.0).to(tl.float64)
         along += state * stored
         square += stored * stored
@@ -65,7 +66,7 @@ def bos_rows(
     rest = tl.zeros((block_channels,), dtype=tl.float64)
     for start in range(0, channels, block_channels):
         k = start + tl.arange(0, block_channels)
-        state = tl.load(x + k * x_channel, mask=k < channels, other=0.0).to(tl.float64)
+        state = tl.load(x + k.to(tl.int64) * x_channel, mask=k < channels, other=0.0).to(tl.float64)
         stored = tl.load(bos_input + k, mask=k < channels, other=0.0).to(tl.float64)
         rest += tl.abs(state - share_64 * stored)
     misfit = tl.where(total == 0.0, 0.0, tl.sum(rest, axis=0) / total).to(tl.float32)
@@ -84,7 +85,7 @@ def bos_rows(
         for step in range(steps):
             for s in tl.static_range(tiles):
                 k = (step * tiles + s) * tile + tl.arange(0, tile)
-                state = tl.load(x + k * x_channel, mask=k < channels, other=0.0).to(tl.float32)
+                state = tl.load(x + k.to(tl.int64) * x_channel, mask=k < channels, other=0.0).to(tl.float32)
                 state -= share * tl.load(bos_input + k, mask=k < channels, other=0.0)
                 w = _codes(plane_0, column, steps, step, s, field_0, field_1 == 0, tile, tiles)
                 if field_1 > 0:

@@ -121,7 +121,7 @@ def _ranges(x: Tensor, before: Before, weight_row: int) -> Tensor:
     chunk = -(-picture // min(activations.CHUNKS, -(-picture // rows)))
     chunks = -(-picture // chunk)
     ranges = torch.empty(batch, chunks, 3, dtype=torch.float32, device=x.device)
-    activations.find_ranges[(chunks, batch)](
+    activations.find_ranges[(chunks * batch,)](
         *(x, ranges, before.weight, before.bias, width, picture),
         *(x.stride(0), x.stride(1), x.stride(2), x.stride(3), channels, chunk, weight_row),
         before=before.kind,

@@ -94,7 +94,7 @@ class GpuLayer:
         """Write the first tokens' output of `x` [batch, tokens, in] to those of `y` [batch, tokens, out]."""
         tensors, order, channels = self.tensors, self.tensors.order, x.shape[2]
         with on(x.device):
-            bos.bos_rows[(-(-self._columns // 64), x.shape[0])](
+            bos.bos_rows[(-(-self._columns // 64) * x.shape[0],)](
                 *(x, bos_input, bos_output, tensors.bias, tensors.scale, tensors.zero_points, *self._planes, y),
                 *(channels, self._columns, order.tap_steps, x.stride(0), x.stride(2), y.stride(0)),
                 misfit_limit=MISFIT_LIMIT,

@@ -52,18 +52,19 @@ def find_moments(
     """Write means and sums of squares of a chunk of some groups, or, of `whole` ones, the results.
 
     `x` is [batch, groups * channels, height, width] of any strides, with `picture` pixels; `partial` is
-    [batch, groups, chunks, 2]. Program axes: chunks of `block_pixels`, blocks of `in_block` groups, pictures.
+    [batch, groups, chunks, 2]. Program axes: chunks of `block_pixels` of all pictures, blocks of `in_block` groups.
     """
-    batch = tl.program_id(2).to(tl.int64)
+    chunks = tl.cdiv(picture, block_pixels)
+    batch, chunk = (tl.program_id(0) // chunks).to(tl.int64), tl.program_id(0) % chunks
     channel = tl.arange(0, block_channels)
     known = channel < in_block * channels
     first = tl.program_id(1) * (in_block * channels)
-    pixel = tl.program_id(0) * block_pixels + tl.arange(0, block_pixels)
+    pixel = chunk * block_pixels + tl.arange(0, block_pixels)
     at = x + batch * x_batch + (first + channel).to(tl.int64)[:, None] * x_channel
     at += ((pixel // width).to(tl.int64) * x_line + (pixel % width).to(tl.int64) * x_pixel)[None, :]
     mask = known[:, None] & (pixel < picture)[None, :]
     read = tl.load(at, mask=mask, other=0.0)
-    count = tl.minimum(picture - tl.program_id(0) * block_pixels, block_pixels) * channels
+    count = tl.minimum(picture - chunk * block_pixels, block_pixels) * channels
     mean = _of_group(read.to(tl.float32), channels, in_block) / count
     away = tl.where(mask, read.to(tl.float32) - mean[:, None], 0.0)
     squares = _of_group(away * away, channels, in_block)
@@ -72,7 +73,7 @@ def find_moments(
         _write(mean, squares / count, own_weight + first, own_bias + first, weight + row, bias + row, known, epsilon)
     else:
         row = batch * groups + tl.program_id(1) * in_block + channel // channels
-        target = partial + (row * tl.num_programs(0) + tl.program_id(0)) * 2
+        target = partial + (row * chunks + chunk) * 2
         tl.store(target, mean, mask=known & (channel % channels == 0))
         tl.store(target + 1, squares, mask=known & (channel % channels == 0))
 
@@ -90,7 +91,7 @@ def _of_group(real, channels: tl.constexpr, in_block: tl.constexpr):
     return out
 
 
-@triton.jit(do_not_specialize=["picture", "channels", "chunk", "chunks", "epsilon"])
+@triton.jit(do_not_specialize=["picture", "groups", "channels", "chunk", "chunks", "epsilon"])
 def join_moments(
     partial,
     own_weight,
@@ -98,6 +99,7 @@ def join_moments(
     weight,
     bias,
     picture,
+    groups,
     channels,
     chunk,
     chunks,
@@ -105,8 +107,8 @@ def join_moments(
     block_chunks: tl.constexpr,
     block_channels: tl.constexpr,
 ):
-    """Write the results of a group from its chunks; program axes: groups, pictures."""
-    row = tl.program_id(1).to(tl.int64) * tl.num_programs(0) + tl.program_id(0)
+    """Write the results of a group from its chunks; program axis: groups of all pictures."""
+    row = tl.program_id(0).to(tl.int64)
     at = tl.arange(0, block_chunks)
     means = tl.load(partial + (row * chunks + at) * 2, mask=at < chunks, other=0.0)
     squares = tl.load(partial + (row * chunks + at) * 2 + 1, mask=at < chunks, other=0.0)
@@ -116,7 +118,7 @@ def join_moments(
     mean = base + tl.sum(counts * (means - base), axis=0) / picture
     away = means - mean
     variance = tl.sum(squares / channels + counts * away * away, axis=0) / picture
-    own = tl.program_id(0) * channels
+    own = tl.program_id(0) % groups * channels
     at = row * channels
     known = tl.arange(0, block_channels) < channels
     _write(mean, variance, own_weight + own, own_bias + own, weight + at, bias + at, known, epsilon)
@@ -150,7 +152,7 @@ def affine_of(x: Tensor, groups: int, weight: Tensor, bias: Tensor, epsilon: flo
         block_pixels = min(block_pixels, max(1, CHUNK // block_channels))
     chunks = -(-picture // block_pixels)
     partial = found if whole else torch.empty(batch, groups, chunks, 2, dtype=torch.float32, device=x.device)
-    find_moments[(chunks, groups // in_block, batch)](
+    find_moments[(chunks * batch, groups // in_block)](
         *(x, partial, weight, bias, found[0], found[1], width, picture),
         *(x.stride(0), x.stride(1), x.stride(2), x.stride(3)),
         *(groups, epsilon),
@@ -163,8 +165,8 @@ def affine_of(x: Tensor, groups: int, weight: Tensor, bias: Tensor, epsilon: flo
         enable_fp_fusion=False,
     )
     if not whole:
-        join_moments[(groups, batch)](
-            *(partial, weight, bias, found[0], found[1], picture, channels, block_pixels, chunks, epsilon),
+        join_moments[(groups * batch,)](
+            *(partial, weight, bias, found[0], found[1], picture, groups, channels, block_pixels, chunks, epsilon),
             block_chunks=max(LEAST_CHUNKS, triton.next_power_of_2(chunks)),
             block_channels=triton.next_power_of_2(channels),
             num_warps=1,

@@ -99,7 +99,7 @@ def product(
     if is_window:
         in_picture = row % picture_rows
         first = (row // picture_rows).to(tl.int64) * x_batch
-        first += (in_picture // line_rows) * strided_line + (in_picture % line_rows) * strided_pixel
+        first += (in_picture // line_rows).to(tl.int64) * strided_line + (in_picture % line_rows) * strided_pixel
     else:
         first = row.to(tl.int64) * x_pixel
     x_at = x + first[None, :] + (group * tap_steps * (tiles * tile) + k)[:, None]

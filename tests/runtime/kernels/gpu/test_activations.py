@@ -115,6 +115,18 @@ def test_dynamic_scales_and_codes_are_those_of_quant(num_bits, op, dtype, magnit
 
 
 @works
+def test_ranges_found_in_parts_are_those_of_each_picture() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = (torch.randn(3, 5, 13, 15, generator=generator) * torch.tensor([1.0, 9.0, 0.1])[:, None, None, None]).to(DEVICE)
+    request = replace(CONV, weight_shape=(1, 5, 1, 1), padding=(0, 0), dynamic=True)
+    codes, row_scale, row_zero = prepared(request, x, None)
+    wanted = row_qparams(x.permute(0, 2, 3, 1), 8, axes=3)
+    assert torch.equal(codes, quantize(x.permute(0, 2, 3, 1), wanted))
+    assert torch.equal(row_scale, wanted.scale.flatten())
+    assert torch.equal(row_zero, wanted.zero_point.flatten())
+
+
+@works
 @pytest.mark.parametrize("channels", [3, 64])
 def test_floats_are_taken_as_they_are_and_copied_only_where_they_must(channels: int) -> None:
     request = replace(CONV, bits=LayerBits(weight=8, activation=16), weight_shape=(1, channels), op="linear")

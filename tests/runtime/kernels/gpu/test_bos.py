@@ -100,6 +100,18 @@ def test_texts_of_any_number_of_tokens(shape: tuple[int, ...]) -> None:
     assert torch.equal(found, wanted)
 
 
+@works
+def test_channels_may_lie_beyond_what_32_bits_count() -> None:
+    # Of 4 GiB, which no system gives before they are written to.
+    apart = 2**31 // (CHANNELS - 1) + 1
+    wide = torch.empty((CHANNELS - 1) * apart + 16, dtype=torch.float16, device=DEVICE)
+    x = wide.as_strided((2, 5, CHANNELS), (8, 1, apart))
+    x.copy_(texts(stored(), torch.full((CHANNELS,), 0.7, device=DEVICE)))
+    with torch.no_grad():
+        found, wanted = (layer("cuda", "W8A8", bias=True)(each) for each in (x, x.contiguous()))
+    assert torch.equal(found, wanted)
+
+
 @pytest.mark.parametrize(("num_bits", "floats"), [(4, False), (7, False), (8, True)])
 def test_it_compiles_for_a_gpu(compiled, num_bits: int, floats: bool) -> None:
     fields = {4: (4, 0, 0), 7: (4, 2, 1), 8: (8, 0, 0)}[num_bits]
