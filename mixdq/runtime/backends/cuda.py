@@ -9,7 +9,7 @@ of its row, or picture, NaN.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import torch
 from torch import Tensor
@@ -97,21 +97,31 @@ class GpuProduct:
 
     def add(self, x: Tensor, total: Tensor, dtype: torch.dtype, /) -> Tensor:
         """Return `total` plus the product of `x`, in `dtype`."""
-        return self._run(x, total, dtype)
+        try:
+            return self._run(x, total, dtype)
+        except _failures() as error:
+            _fail(self.request.layer, error)
 
     def by_channel(self, whole: Tensor, before: Before, /) -> Before:
         """Return what a group norm of the whole input does to each of its channels; raises as `folded`."""
         _check_devices(self.request.layer, whole, before)
-        return self.layer.by_channel(whole, before)
+        try:
+            return self.layer.by_channel(whole, before)
+        except _failures() as error:
+            _fail(self.request.layer, error)
 
     def folded(self, x: Tensor, before: Before, added: Tensor | None, /, dtype: torch.dtype | None = None) -> Tensor:
         """Return the product of `before(x)` plus `added`.
 
         Raises:
-            NoBackendError: they are on two devices; a kernel would read addresses of another.
+            NoBackendError: they are on two devices, where a kernel would read addresses of another; or a kernel does
+                not compile or start.
         """
         _check_devices(self.request.layer, x, before, added)
-        return self._run(x, added, dtype, before)
+        try:
+            return self._run(x, added, dtype, before)
+        except _failures() as error:
+            _fail(self.request.layer, error)
 
     def join(self, others: Sequence[Kernel], bos: Sequence[BosRow | None], /) -> "tuple[GpuProduct, ...] | None":
         """Return this kernel and others in one memory, to be called as one; None where one is of another kind."""
@@ -131,11 +141,14 @@ class GpuProduct:
 
     def beside_bos(self, bos: BosRow, general: Kernel, /) -> Kernel:
         """Return a kernel that sets first tokens aside by itself, and leaves unusual texts to `general`."""
-        return _BesideBos(self.layer, bos, general)
+        return _BesideBos(self.request.layer, self.layer, bos, general)
 
     def __call__(self, x: Tensor, /) -> Tensor:
         """Return the product of `x`."""
-        return self._run(x)
+        try:
+            return self._run(x)
+        except _failures() as error:
+            _fail(self.request.layer, error)
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,21 +168,51 @@ class _Joint:
     def __call__(self, x: Tensor, before: Before, /) -> Tensor:
         """Return the layers' outputs side by side; raises NoBackendError as `GpuProduct.folded`."""
         _check_devices(self.names[0], x, before)
-        return self.together(x, before)
+        try:
+            return self.together(x, before)
+        except _failures() as error:
+            _fail(f"{self.names[0]} and {len(self) - 1} more layers of the same input", error)
 
 
 @dataclass(frozen=True)
 class _BesideBos:
     """A Linear layer of one or more texts, none longer than the text encoder takes."""
 
+    name: str
     layer: "GpuLayer"
     bos: BosRow
     general: Kernel
 
     def __call__(self, x: Tensor, /) -> Tensor:
         if x.dim() == 3 and x.shape[1] <= CLIP_TOKENS:
-            return self.layer.linear_beside_bos(x, self.bos.input, self.bos.output)
+            try:
+                return self.layer.linear_beside_bos(x, self.bos.input, self.bos.output)
+            except _failures() as error:
+                _fail(self.name, error)
         return self.general(x)
+
+
+def _failures() -> tuple[type[Exception], ...]:
+    """Return what is raised where a kernel does not compile or start: Triton's errors, its compiler's, the driver's."""
+    from triton.errors import TritonError
+
+    return TritonError, RuntimeError
+
+
+def _fail(name: str, error: Exception) -> NoReturn:
+    """Raise what a kernel that does not compile or start says, with the layer's name; PyTorch's own errors as they are.
+
+    Memory that is out is no matter of the kernel, nor an error of the device, which may be that of any kernel before.
+    """
+    text = " ".join(str(error).split())[:300]
+    if "out of memory" in text or text.startswith("CUDA error"):
+        raise error
+    reason = f"a kernel of Triton failed: {type(error).__name__}: {text}"
+    raise NoBackendError(
+        f"No backend can run {name}: cuda: {reason}. Update Triton (pip install -U triton), or run what is slower: "
+        "--backend int_mm, or --backend reference.",
+        refusals={"cuda": [reason]},
+    ) from error
 
 
 def _check_devices(name: str, x: Tensor, before: Before, added: Tensor | None = None) -> None:

@@ -1,3 +1,4 @@
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import pytest
@@ -5,6 +6,7 @@ import torch
 from torch import nn
 
 from mixdq.errors import NoBackendError
+from mixdq.quant.bos import BosRow
 from mixdq.quant.weights import quantize_weight
 from mixdq.runtime.backends.cuda import CudaBackend
 from mixdq.runtime.before import NOTHING
@@ -62,6 +64,80 @@ def test_what_is_added_from_another_device_is_refused() -> None:
     elsewhere = torch.zeros(3, 40, device="meta", dtype=torch.float16)
     with pytest.raises(NoBackendError, match=r"mid\.to_q: its input is on .*, what is done .* on meta"):
         kernel.folded(x, NOTHING, elsewhere)
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Callable[[], object]]]:
+    """Every way in which kernels are launched, by the name that an error is to have."""
+    from mixdq.runtime.kernels.gpu import tuning
+
+    # What is refused here is not to be refused elsewhere.
+    monkeypatch.setattr(tuning, "_REFUSED", set())
+    x, text = torch.randn(3, 24, device=DEVICE), torch.randn(1, 3, 24, device=DEVICE)
+    added = torch.zeros(3, 40, device=DEVICE)
+    request = replace(REQUEST, dynamic=True, dtype=torch.float32, output_dtype=torch.float32)
+    (part,) = quantize_weight(torch.randn(40, 24, device=DEVICE), 8)
+    kernels = [CUDA.bind(replace(request, layer=f"mid.{name}"), part, None, None) for name in ("to_q", "to_k", "to_v")]
+    bos = kernels[0].beside_bos(BosRow(input=text[0, 0], output=added[0]), kernels[1])
+    joint = kernels[0].join(kernels[1:], [None] * 3)[0].joint
+    yield {
+        r"mid\.to_q: ": lambda: kernels[0](x),
+        r"mid\.to_k: ": lambda: kernels[1].add(x, added, torch.float32),
+        r"mid\.to_v: ": lambda: kernels[2].folded(x, NOTHING, added),
+        r"mid\.to_q: cuda": lambda: bos(text),
+        r"mid\.to_q and 2 more layers of the same input: ": lambda: joint(x, NOTHING),
+    }
+    tuning.configuration.cache_clear()
+
+
+def failing(error: BaseException) -> Callable[..., None]:
+    def launch(*args: object) -> None:
+        raise error
+
+    return launch
+
+
+@works
+@pytest.mark.parametrize("kind", ["resources", "compiler", "driver"])
+def test_a_kernel_that_does_not_start_is_named_by_its_layer(monkeypatch, calls, kind: str) -> None:
+    from triton import OutOfResources
+
+    from mixdq.runtime.kernels.gpu.layers import GpuLayer
+
+    error = {
+        "resources": OutOfResources(300_000, 232_448, "shared memory"),
+        "compiler": RuntimeError("PassManager::run failed"),
+        "driver": RuntimeError("Triton Error [CUDA]: invalid argument"),
+    }[kind]
+    monkeypatch.setattr(GpuLayer, "_launch", failing(error))
+    for name, call in calls.items():
+        with pytest.raises(NoBackendError, match=name) as raised:
+            call()
+        assert str(error) in str(raised.value)
+        assert "--backend int_mm" in str(raised.value)
+        assert raised.value.__cause__ is error
+
+
+@works
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("Triton Error [CUDA]: out of memory"),
+        RuntimeError("CUDA error: an illegal memory access was encountered"),
+        KeyboardInterrupt(),
+        ValueError("ours"),
+    ],
+    ids=repr,
+)
+def test_errors_that_are_not_the_kernels_pass_as_they_are(monkeypatch, calls, error) -> None:
+    from mixdq.runtime.kernels.gpu.layers import GpuLayer
+
+    monkeypatch.setattr(GpuLayer, "_launch", failing(error))
+    for call in calls.values():
+        with pytest.raises(type(error)) as raised:
+            call()
+        assert raised.value is error
 
 
 @works

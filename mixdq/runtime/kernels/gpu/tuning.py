@@ -77,13 +77,13 @@ def another(sizes: Sizes, card: Card, refused: Configuration, why: Exception) ->
     """Return what to take from now on where a card refused a configuration: another Triton may need more of it.
 
     Raises:
-        Exception: `why` itself, where nothing else is left.
+        Exception: `why` itself, where nothing else is left; the next call tries the last one again.
     """
-    _REFUSED.add((sizes, card, refused))
-    configuration.cache_clear()
-    left = _usable(sizes, card)
+    left = [choice for choice in _usable(sizes, card) if choice != refused]
     if not left:
         raise why
+    _REFUSED.add((sizes, card, refused))
+    configuration.cache_clear()
     log.warning("%s for a product of %s: %s, from now on %s", refused, _size_name(sizes), why, left[0])
     return left[0]
 
