@@ -14,7 +14,10 @@ import torch
 from mixdq.runtime.kernels.gpu import available
 
 TESTS = Path(__file__).resolve().parents[1]
-SUITES = ("conformance/test_backends.py", "conformance/test_dynamic.py", "conformance/test_whole_model.py")
+SUITES = (
+    *("conformance/test_backends.py", "conformance/test_dynamic.py", "conformance/test_whole_model.py"),
+    *("conformance/diffusers/test_offload.py", "runtime/test_binding.py"),
+)
 KERNELS = (
     *("test_activations.py", "test_bos.py", "test_e4m3.py", "test_floats.py", "test_layers.py", "test_norms.py"),
     "test_together.py",
@@ -33,7 +36,7 @@ def test_interpreted_kernels_pass() -> None:
     # Older interpreters fail beside newer versions of numpy.
     pytest.importorskip("triton", minversion="3.9")
     # Of the suites, what is of these kernels; of their own tests, all.
-    chosen = " or ".join(["cuda", "reference_draws", *(Path(name).name for name in OURS)])
+    chosen = " or ".join(["cuda", "reference_draws", "gpus_kernels", *(Path(name).name for name in OURS)])
     files = [str(TESTS / name) for name in (*SUITES, *OURS)]
     command = [sys.executable, "-m", "pytest", "-rp", "-p", "no:xdist", "-p", "no:cacheprovider", *files, "-k", chosen]
     environment = {**os.environ, available.INTERPRETER: "1"}

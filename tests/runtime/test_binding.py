@@ -9,11 +9,14 @@ from torch import nn
 
 from mixdq.errors import NoBackendError
 from mixdq.quant.bos import BosRow
+from mixdq.runtime.before import NOTHING
 from mixdq.runtime.binding import Bound, bind_parts, is_offloaded, stand_in
 from mixdq.runtime.kernel import HoldingKernel
 from mixdq.runtime.kernels import native
+from mixdq.runtime.kernels.gpu import available
 from mixdq.runtime.layer import QuantizedLayer
 from mixdq.runtime.linear import QuantizedLinear
+from mixdq.runtime.together import run_together
 
 Quantize = Callable[..., QuantizedLinear]
 
@@ -91,8 +94,8 @@ def reachable(thing: object, seen: set[int]) -> Iterator[torch.Tensor]:
         yield from reachable(other, seen)
 
 
-def bytes_held(layer: QuantizedLayer) -> int:
-    storages = {one.untyped_storage().data_ptr(): one.untyped_storage().nbytes() for one in reachable(layer, set())}
+def bytes_held(*layers: QuantizedLayer) -> int:
+    storages = {one.untyped_storage().data_ptr(): one.untyped_storage().nbytes() for one in reachable(layers, set())}
     return sum(storages.values())
 
 
@@ -115,6 +118,29 @@ def test_a_layer_that_has_run_holds_its_packed_weight_once(
     # For each part and output a scale, a sum of codes and the bias in float32; the last first tokens and their rows.
     extra = 12 * 96 * max(1, len(splits)) + (2 * 4 * (160 + 96) if bos else 0) + 64
     assert saved - 64 <= bytes_held(layer) <= saved + extra
+
+
+@pytest.mark.skipif(available.trouble() is not None, reason=str(available.trouble()))
+@pytest.mark.parametrize("bits", ["W8A8", "W3A8", "W4A16"])
+@pytest.mark.parametrize("bos", [True, False])
+def test_layers_that_are_joined_hold_their_packed_weights_once_in_the_gpus_kernels(
+    quantized: Quantize, bits: str, bos: bool
+) -> None:
+    # Whole tiles, so that nothing is filled up.
+    device, widths = available.device_type(), (64, 96, 64)
+    rows = [BosRow(input=torch.randn(256) * 50.0, output=torch.randn(out)) if bos else None for out in widths]
+    layers = [
+        quantized(nn.Linear(256, out), bits, bos=row, backend="cuda").to(device)
+        for out, row in zip(widths, rows, strict=True)
+    ]
+    saved = sum(tensor.nbytes for layer in layers for tensor in layer.state_dict().values())
+    x = torch.randn(1, 3, 256, device=device)
+    for _ in range(2):
+        run_together(layers, x, NOTHING)
+    assert len({id(layer.joining(x).joint) for layer in layers}) == 1
+    # For each output a scale, a sum of codes and the bias in float32; the first token's rows, side by side.
+    extra = 12 * sum(widths) + (4 * 3 * 256 + 4 * sum(widths) if bos else 0) + 256
+    assert saved - 256 <= bytes_held(*layers) <= saved + extra
 
 
 @pytest.mark.skipif(native.trouble() is not None, reason=str(native.trouble()))

@@ -106,6 +106,13 @@ def test_called_as_a_whole_it_draws_the_same_in_fewer_products(unet, inputs, pro
     assert len(seen) == 1
 
 
+def test_compiled_as_a_whole_it_draws_the_same(unet, inputs) -> None:
+    expected = drawn(unet, inputs)
+    torch._dynamo.reset()
+    assert torch.equal(drawn(torch.compile(unet, backend="aot_eager", fullgraph=True), inputs), expected)
+    torch._dynamo.reset()
+
+
 def test_a_pipeline_of_it_is_diffusers_own(tmp_path: Path) -> None:
     pipe = tiny_sdxl_pipeline()
     pipe.save_pretrained(tmp_path / "float")

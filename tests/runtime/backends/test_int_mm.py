@@ -35,6 +35,14 @@ def test_refusals_are_in_words() -> None:
         assert "no NVIDIA GPU" in backend.refusals(replace(REQUEST, device="cuda"))[0]
 
 
+@pytest.mark.parametrize(("capability", "takes"), [((7, 0), False), ((7, 5), True), ((12, 0), True)])
+def test_an_old_card_is_refused(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], takes: bool) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    reasons = IntMmBackend().refusals(replace(REQUEST, device="cuda"))
+    assert reasons == ([] if takes else ["int8 products need compute capability 7.5"])
+
+
 def test_it_runs_only_when_named() -> None:
     slow = tuple(backend for backend in BACKENDS if backend.name in ("int_mm", "reference"))
     with pytest.raises(NoBackendError):

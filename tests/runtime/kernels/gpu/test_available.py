@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -22,12 +23,29 @@ def test_without_a_gpu_it_says_so() -> None:
 
 
 def test_without_triton_it_says_what_to_install() -> None:
-    assert "pip install triton" in trouble("sys.modules['triton'] = None")
+    said = trouble("sys.modules['triton'] = None")
+    assert said.startswith("Triton cannot be imported")
+    assert said.endswith("pip install triton")
 
 
-def test_a_broken_triton_is_told_from_a_missing_one() -> None:
-    broken = "import types; sys.modules['triton'] = types.ModuleType('triton')"
-    assert "triton" in trouble(broken).lower()
+def test_a_broken_triton_is_told_from_a_missing_one(tmp_path: Path) -> None:
+    (tmp_path / "triton.py").write_text("raise OSError('libcuda is too old')")
+    said = trouble(f"sys.path.insert(0, {str(tmp_path)!r})")
+    assert said == "Triton does not work here: OSError: libcuda is too old"
+
+
+def test_an_old_card_is_named_with_what_it_would_need(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(available.INTERPRETER, raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "Tesla T4")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (7, 5))
+    available._lasting_trouble.cache_clear()
+    try:
+        said = available.trouble()
+    finally:
+        available._lasting_trouble.cache_clear()
+    assert said == "Tesla T4 has compute capability 7.5; the kernels need 8.0 (Ampere) or newer"
 
 
 def test_an_answer_is_kept_unless_memory_was_out() -> None:

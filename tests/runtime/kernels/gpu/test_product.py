@@ -98,6 +98,15 @@ def test_it_runs_on_the_integer_matrix_units_from_aligned_loads_without_spilling
         assert_codes_are_unpacked_four_at_once(kernel, num_bits)
 
 
+@pytest.mark.parametrize(
+    ("capability", "instruction"),
+    [(100, r"tcgen05\.mma\S*kind::i8"), (120, r"mma\.sync\S*\.s32\.s8\.s8")],
+    ids=["Blackwell", "Blackwell for desktops"],
+)
+def test_on_newer_cards_too_it_runs_on_the_integer_matrix_units(compiled, capability: int, instruction: str) -> None:
+    assert re.search(instruction, product_of(compiled, capability, 4, is_window=False).asm["ptx"])
+
+
 def assert_codes_are_unpacked_four_at_once(kernel, num_bits: int) -> None:
     """Every field of every byte comes out in the top bits of its byte."""
     found = re.findall(UNPACKING, kernel.asm["ptx"])
