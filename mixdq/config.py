@@ -93,10 +93,10 @@ class AllocationConfig(_Section):
     Without a budget for weights or time, 4 bits. "split" is the published way: a program for each group, for weights
     and for activations, swept over the share of content against quality, under `weight_bits` or `weight_bytes`; the
     pictures decide. "joint" is one program for everything, under any budgets together, `latency_ms` of one denoiser
-    call among them; 16 bits are a candidate of every activation there, so `protect`, `ratios` and `max_plans` do not
-    count. The objective is "linear"; for "split" it can be "raw", as published, and for "joint" "calibrated", by the
-    pictures of `fit_plans` whole plans. `pairs` is how many pairs of layers that interact "joint" takes into account
-    at most; they are found in the vectors of a sketch.
+    call among them; 16 bits are a candidate of every activation there, and of every weight under `latency_ms`, so
+    `protect`, `ratios` and `max_plans` do not count. The objective is "linear"; for "split" it can be "raw", as
+    published, and for "joint" "calibrated", by the pictures of `fit_plans` whole plans. `pairs` is how many pairs of
+    layers that interact "joint" takes into account at most; they are found in the vectors of a sketch.
     """
 
     program: Literal["split", "joint"] = "split"

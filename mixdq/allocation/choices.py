@@ -104,6 +104,11 @@ def choose_options(
         bound += solved[1]
     loss = math.fsum(losses[unit][options[unit]] for unit in losses)
     loss += math.fsum(terms.get((options[u], options[v]), 0.0) for (u, v), terms in pairs.items())
+    every = math.fsum(abs(value) for choices in losses.values() for value in choices.values())
+    every += math.fsum(abs(value) for terms in pairs.values() for value in terms.values())
+    if max(abs(loss), loss - bound) <= _ROUNDING * every:
+        # Nothing is lost, of which no share can be missed.
+        bound = loss
     spent = {
         limit.name: math.fsum(costs[options[unit]] for unit, costs in limit.costs.items()) / limit.unit
         for limit in limits

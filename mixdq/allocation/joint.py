@@ -2,10 +2,12 @@
 
 minimise the picture's predicted loss, the sum of every layer's losses, over the widths of its weight and its input,
 within mean weight bits, mean input bits, bytes and milliseconds, as far as the budget names them. An input of 16 bits
-is a candidate like any other: which layers are protected is the program's decision. Beyond arXiv 2405.17873, which
-solves four programs and sweeps the share of each group.
+is a candidate like any other: which layers are protected is the program's decision. So is a weight of 16 bits within
+milliseconds, for not every layer is faster in integers. Beyond arXiv 2405.17873, which solves four programs and sweeps
+the share of each group.
 """
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -18,6 +20,10 @@ from mixdq.types.latency import LatencyTable
 from mixdq.types.layers import Group, LayerSpec, LayerTable
 from mixdq.types.plan import FLOAT_BITS, BitPlan, Budget, LayerBits, SolverFacts
 from mixdq.types.scores import ErrorModel, Role, SensitivityTable
+
+log = logging.getLogger(__name__)
+
+FLOAT = LayerBits(weight=FLOAT_BITS, activation=FLOAT_BITS)
 
 LATENCY_GAP = 1e-4
 """Proven share of the losses by which a plan under several budgets at once may miss the best."""
@@ -34,10 +40,11 @@ LayerPairs = Mapping[tuple[str, str], Mapping[tuple[Option, Option], float]]
 
 @dataclass(frozen=True, kw_only=True)
 class JointProgram:
-    """The program of a model under a budget: losses of every unit's options, limits by setting, and pair terms."""
+    """The program of a model under a budget: widths, losses of every unit's options, limits by setting, pair terms."""
 
     table: LayerTable
     budget: Budget
+    widths: Mapping[str, Sequence[LayerBits]]
     losses: Mapping[Unit, Mapping[Option, float]]
     limits: Mapping[str, Limit[Unit, Option]]
     pairs: PairLosses[Unit, Option]
@@ -53,7 +60,7 @@ class JointProgram:
 
     def plan(self, chosen: Chosen[Unit, Option], name: str, origin: Mapping[str, str]) -> BitPlan:
         """Return a solution as a plan, with what it spends and what error it predicts."""
-        bits = {layer.name: LayerBits(weight=FLOAT_BITS, activation=FLOAT_BITS) for layer in self.table}
+        bits = {layer.name: FLOAT for layer in self.table}
         for (layer, role), option in chosen.options.items():
             if isinstance(option, LayerBits):
                 bits[layer] = option
@@ -130,7 +137,7 @@ def build_program(
     unknown = sorted(set(budget.keep) - {layer.name for layer in table})
     if unknown:
         raise ConfigError(f"keep: {table.model!r} has no layer {unknown[0]!r} ({len(unknown)} such names)")
-    widths = {layer.name: candidates(layer, budget) for layer in table}
+    widths = _widths(table, budget, latency)
     losses = {
         role: _losses(table, sensitivity, role, widths, metric_of, error_model) for role in ("weight", "activation")
     }
@@ -149,6 +156,7 @@ def build_program(
     return JointProgram(
         table=table,
         budget=budget,
+        widths=widths,
         losses=units,
         limits=_limits(table, budget, units, latency, symmetric),
         pairs={((a, "both"), (b, "both")): terms for (a, b), terms in (pairs or {}).items()},
@@ -159,9 +167,12 @@ def build_program(
 
 
 def candidates(layer: LayerSpec, budget: Budget) -> list[LayerBits]:
-    """Return what a layer can have, widest first; no kernel quantizes the input of a floating-point weight."""
+    """Return what a layer can have, widest first; no kernel quantizes the input of a floating-point weight.
+
+    Within milliseconds every layer can stay in floating point.
+    """
     if layer.name in budget.keep:
-        return [LayerBits(weight=FLOAT_BITS, activation=FLOAT_BITS)]
+        return [FLOAT]
     weights: set[int] = set(budget.weight_choices[layer.group])
     activations = {*budget.activation_choices[layer.group], FLOAT_BITS}
     if budget.latency_ms is None:
@@ -170,8 +181,27 @@ def candidates(layer: LayerSpec, budget: Budget) -> list[LayerBits]:
             weights = {FLOAT_BITS}
         if budget.activation_bits >= FLOAT_BITS:
             activations = {FLOAT_BITS}
+    else:
+        weights.add(FLOAT_BITS)
     pairs = {(w, a) for w in weights for a in activations if w < FLOAT_BITS or a == FLOAT_BITS}
     return [LayerBits(weight=w, activation=a) for w, a in sorted(pairs, reverse=True)]
+
+
+def _widths(table: LayerTable, budget: Budget, latency: LatencyTable | None) -> dict[str, list[LayerBits]]:
+    """Return the candidates of every layer; floating point only by choice, or where its time is known."""
+    widths = {layer.name: candidates(layer, budget) for layer in table}
+    if budget.latency_ms is None or latency is None:
+        return widths
+    chosen = {layer.name for layer in table if FLOAT_BITS in budget.weight_choices[layer.group]} | {*budget.keep}
+    unknown = {name for name in widths.keys() - chosen if str(FLOAT) not in latency.layers.get(name, {})}
+    if unknown:
+        log.warning(
+            "%d layers have no milliseconds at %s, and cannot stay in 16 bits for being faster so: remove latency.json "
+            "and measure again with `mixdq benchmark RUN --layers`",
+            len(unknown),
+            FLOAT,
+        )
+    return {name: [bits for bits in pairs if bits != FLOAT or name not in unknown] for name, pairs in widths.items()}
 
 
 def _is_product(widths: Sequence[LayerBits]) -> bool:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy.special import erfc
 
 from mixdq.allocation.highs import Floats
-from mixdq.allocation.joint import JointProgram, LayerPairs, Option, candidates
+from mixdq.allocation.joint import JointProgram, LayerPairs, Option
 from mixdq.allocation.objective import METRIC_OF
 from mixdq.types.plan import LayerBits
 from mixdq.types.scores import ErrorModel, Role
@@ -49,7 +49,7 @@ def find_pairs(
     chosen = program.solve()
     plan = program.plan(chosen, "", {}).layers
     layers = {layer.name: layer for layer in program.table}
-    widths = {name: candidates(layer, program.budget) for name, layer in layers.items()}
+    widths = program.widths
     names: list[Column] = []
     firsts, seconds, terms, chances = [], [], [], []
     for metric, of_metric in columns.items():

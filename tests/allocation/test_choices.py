@@ -100,6 +100,26 @@ def test_larger_programs_are_exact_and_a_gap_is_kept() -> None:
     assert both.loss >= single.loss * (1 - 1e-9)
 
 
+@pytest.mark.parametrize("seed", [1, 7, 9, 10])
+def test_where_nothing_need_be_lost_nothing_is_missed(seed) -> None:
+    import numpy as np
+
+    rng = np.random.default_rng(seed)
+    losses = {i: {16: 0.0, 8: float(rng.lognormal(-3.0, 2.0)), 4: float(rng.lognormal(-3.0, 2.0))} for i in range(16)}
+    costs = {i: {o: float(rng.lognormal()) for o in losses[i]} for i in losses}
+    pairs = {
+        (i, j): {
+            (a, b): 0.3 * float(rng.normal()) * math.sqrt(losses[i][a] * losses[j][b]) for a in (8, 4) for b in (8, 4)
+        }
+        for i, j in itertools.pairwise(losses)
+    }
+    limit = Limit(name="ms", costs=costs, most=sum(of[16] for of in costs.values()))
+    for terms in ({}, pairs):
+        found = choose_options(losses, [limit], terms, gap=1e-4)
+        assert set(found.options.values()) == {16}
+        assert (found.loss, found.gap) == (0.0, 0.0)
+
+
 def test_budgets_that_exclude_each_other_are_named_with_what_each_can_be() -> None:
     losses = {"a": {1: 0.0, 2: 0.0}}
     limits = [

@@ -8,6 +8,7 @@ from mixdq.allocation import joint, sweep
 from mixdq.allocation.error_model import loss_sums, predicted_error
 from mixdq.allocation.plans import mean_bits, uniform_plan, weight_bytes
 from mixdq.errors import ConfigError, InfeasibleBudgetError, PlanError
+from mixdq.types.latency import LatencyTable
 from mixdq.types.plan import BitPlan, Budget, LayerBits
 from mixdq.types.scores import ErrorModel, SensitivityTable
 
@@ -36,7 +37,8 @@ def every_plan(table, budget):
     """All plans that a table of few layers can have."""
     options = []
     for layer in table:
-        pairs = itertools.product(budget.weight_choices[layer.group], {*budget.activation_choices[layer.group], 16})
+        weights = {*budget.weight_choices[layer.group], *([16] if budget.latency_ms else [])}
+        pairs = itertools.product(weights, {*budget.activation_choices[layer.group], 16})
         options.append([LayerBits(weight=w, activation=a) for w, a in pairs if w < 16 or a == 16])
     for bits in itertools.product(*options):
         yield BitPlan(name="x", layers=dict(zip((layer.name for layer in table), bits, strict=True)))
@@ -144,7 +146,31 @@ def test_no_layer_gets_a_lower_width_that_is_no_faster(table, sensitivity, laten
     )
     assert times.of(plan) <= limit * (1 + 1e-9)
     assert plan.solver.gap <= joint.LATENCY_GAP
-    assert str(plan.layers[slow]) == "W8A16"
+    assert plan.layers[slow] == FLOAT
+
+
+def test_what_integers_do_not_make_faster_stays_in_16_bits(table, sensitivity, caplog) -> None:
+    few = part(table, 3)
+    scores, (*fast, slow) = scores_of(sensitivity, few), [layer.name for layer in few]
+    pairs = [str(bits) for bits in joint.candidates(few.layers[1], Budget(latency_ms=1.0))]
+    integers = {bits: 1.0 if bits == "W8A8" else 1.5 for bits in pairs}
+    layers = {**dict.fromkeys(fast, integers | {"W16A16": 2.0}), slow: dict.fromkeys(pairs, 3.0) | {"W16A16": 2.0}}
+    times = LatencyTable(layers=layers, rest=10.0)
+    budget = Budget(latency_ms=14.0, activation_bits=16.0)
+    plan = joint.allocate(few, scores, budget, latency=times)
+    assert plan.layers == {**dict.fromkeys(fast, LayerBits.parse("W8A8")), slow: FLOAT}
+    # Nobody has to take what bytes, or whoever keeps bits, forbid.
+    small = replace(budget, latency_ms=15.0, weight_bytes=weight_bytes(plan, few) - 1)
+    assert FLOAT not in joint.allocate(few, scores, small, latency=times).layers.values()
+    # A table of before has no such times, says so, and gives the plans that it gave.
+    before = replace(
+        times, layers={name: {b: ms for b, ms in own.items() if b != "W16A16"} for name, own in layers.items()}
+    )
+    with pytest.raises(InfeasibleBudgetError, match="latency_ms = 14 is out of reach: the choices give 15 to"):
+        joint.allocate(few, scores, budget, latency=before)
+    assert "3 layers have no milliseconds at W16A16" in caplog.text
+    with pytest.raises(PlanError, match="no milliseconds at W16A16"):
+        joint.allocate(few, scores, replace(budget, keep=(slow,)), latency=before)
 
 
 def test_pairs_of_layers_count_together(table, sensitivity) -> None:

@@ -1,6 +1,8 @@
 from dataclasses import replace
 
 import pytest
+from diffusers import DiffusionPipeline
+from torch import nn
 
 from mixdq.allocation import joint
 from mixdq.errors import ArtifactError, StaleArtifactError
@@ -27,8 +29,8 @@ def timed(run):
 def test_every_layer_is_timed_at_every_pair_it_may_get(timed) -> None:
     latency, table = read_latency(timed.paths.root / "latency.json"), read_layers(timed.paths.layers)
     assert list(latency.layers) == [layer.name for layer in table]
-    # Weights of 4 and 8 bits, inputs of 8 and 16.
-    assert all(set(times) == {"W4A8", "W8A8", "W4A16", "W8A16"} for times in latency.layers.values())
+    # Weights of 4 and 8 bits, inputs of 8 and 16; or nothing quantized.
+    assert all(set(times) == {"W4A8", "W8A8", "W4A16", "W8A16", "W16A16"} for times in latency.layers.values())
     assert all(0.0 < one < 1000.0 for times in latency.layers.values() for one in times.values())
     assert 0.0 < latency.rest < 1000.0
     assert "torch" in latency.machine
@@ -71,6 +73,31 @@ def test_a_budget_of_time_is_met_as_the_table_has_it(timed) -> None:
     assert plan.solver.values["latency_ms"] == latency.of(plan) <= limit
     assert plan.solver.gap <= joint.LATENCY_GAP
     assert plan.origin["latency"]
+
+
+def test_a_layer_that_integers_do_not_make_faster_is_not_converted(run) -> None:
+    table = read_layers(run.paths.layers)
+    times = dict.fromkeys(("W4A8", "W8A8", "W4A16", "W8A16"), 1.0) | {"W16A16": 3.0}
+    slow = {"conv_in": dict.fromkeys(times, 3.0) | {"W16A16": 1.0}}
+    limit = float(len(table.layers))
+    write_latency(
+        run.paths.root / "latency.json",
+        LatencyTable(
+            layers={layer.name: times for layer in table} | slow,
+            rest=0.0,
+            machine=machine_facts(),
+            origin=latency_origin(run, table),
+        ),
+    )
+    run.config = with_budget(run.config, latency_ms=limit, activation_bits=16.0)
+    planning.allocate(run)
+    steps.choose(run)
+    receipt = {layer.layer: layer for layer in steps.apply(run).layers}
+    assert (receipt["conv_in"].bits, receipt["conv_in"].backend) == (FLOAT, None)
+    assert all(layer.backend for name, layer in receipt.items() if name != "conv_in")
+    pipe = DiffusionPipeline.from_pretrained(run.variant.model)
+    assert type(pipe.unet.conv_in) is nn.Conv2d
+    assert type(pipe.unet.conv_out) is not nn.Conv2d
 
 
 def test_one_pair_for_all_layers_is_foretold_what_it_took_whatever_lay_between_them() -> None:
