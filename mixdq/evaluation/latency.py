@@ -34,9 +34,17 @@ class LayerTimes:
 
 
 def time_layers(
-    call: Callable[[], object], modules: Mapping[str, nn.Module], pace: Pace, *, repeats: int = 5
+    call: Callable[[], object],
+    modules: Mapping[str, nn.Module],
+    pace: Pace,
+    *,
+    whole: Callable[[], object] | None = None,
+    repeats: int = 5,
 ) -> LayerTimes:
     """Return the times of `modules` within `call`, and of the call by itself, in turns, after a warm-up.
+
+    `whole` does what the call does, and is what is timed by itself: on a GPU, where launches from Python would take
+    longer than all they launch, the replay of a graph.
 
     They are as they would be at the `unit` of `pace`, and means over the half of the calls that took neither longest
     nor shortest: means, unlike medians, of layers add up to those of calls. Every hook is taken off at the end. A GPU's
@@ -72,7 +80,7 @@ def time_layers(
     for seen in looks.values():
         seen.clear()
     for _ in range(repeats):
-        seconds, share = pace.time(call)
+        seconds, share = pace.time(whole or call)
         wholes.append(seconds / share)
         _, share = pace.time(watched)
         # Before and after, in turns.

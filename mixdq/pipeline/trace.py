@@ -6,7 +6,7 @@ the CPU, in the model's own types: replaying an unchanged denoiser gives the rec
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -86,13 +86,23 @@ def record_calls(
 def replay(denoiser: nn.Module, call: DenoiserCall, *, gradient: bool = False) -> Tensor:
     """Return what the denoiser gives now for the arguments of a recorded call, on the CPU; `gradient`: see `sample`."""
     device = next(denoiser.parameters()).device
+    return replay_there(denoiser, moved(call, device), gradient=gradient).to("cpu")
 
-    def moved(tensor: Tensor) -> Tensor:
+
+def replay_there(denoiser: nn.Module, call: DenoiserCall, *, gradient: bool = False) -> Tensor:
+    """Return the same on the denoiser's device, where the arguments must be: nothing moves, and nothing waits."""
+    with torch.set_grad_enabled(gradient):
+        output: Tensor = denoiser(*call.args, **call.kwargs)[0]
+    return output
+
+
+def moved(call: DenoiserCall, device: torch.device) -> DenoiserCall:
+    """Return a call with its arguments on a device."""
+
+    def there(tensor: Tensor) -> Tensor:
         return tensor.to(device)
 
-    with torch.set_grad_enabled(gradient):
-        output: Tensor = denoiser(*_mapped(call.args, moved), **_mapped(dict(call.kwargs), moved))[0]
-    return output.to("cpu")
+    return replace(call, args=_mapped(call.args, there), kwargs=_mapped(dict(call.kwargs), there))
 
 
 def regenerate(pipe: DiffusionPipeline, trace: Trace) -> Tensor:

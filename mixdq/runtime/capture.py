@@ -82,6 +82,23 @@ class CudaRecorder:
                 torch._C._cuda_releasePool(self.device.index, pool)
 
 
+def repeatable(call: Callable[[], object], recorder: Recorder) -> Callable[[], object]:
+    """Return what does again all that `call` does, on the same tensors, and keeps the call; it runs twice before.
+
+    Raises what `Recorder.record` does.
+    """
+    for _ in range(2):
+        recorder.run(call)
+    replay, result = recorder.record(call)
+    kept = result, call
+
+    def again() -> object:
+        replay()
+        return kept[0]
+
+    return again
+
+
 def fresh(result: T) -> T:
     """Return nested results with every tensor copied."""
     copies: T = tree_map_only(Tensor, Tensor.clone, result)

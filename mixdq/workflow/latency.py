@@ -2,7 +2,8 @@
 
 For each pair the whole denoiser is converted to it and run; its layers are timed as they stand. What is not in the
 layers is taken from the quantized runs, for between quantized layers run kernels of our own too. A plan that gives all
-layers one pair is foretold what it took.
+layers one pair is foretold what it took. On a GPU that is what a CUDA graph of it takes: launched from Python, layer by
+layer, a call takes many times as long, and by how much is chance.
 """
 
 import gc
@@ -16,9 +17,11 @@ from torch import nn
 
 from mixdq.allocation.joint import candidates
 from mixdq.conversion.convert import convert
+from mixdq.errors import MixDQError
 from mixdq.evaluation.latency import LayerTimes, time_layers
 from mixdq.evaluation.pace import Pace
-from mixdq.pipeline.trace import record_calls, replay
+from mixdq.pipeline.trace import moved, record_calls, replay_there
+from mixdq.runtime.capture import CudaRecorder, Recorder, repeatable
 from mixdq.runtime.select import AUTO
 from mixdq.store.artifact import digest_of
 from mixdq.store.latency_file import read_latency, write_latency
@@ -53,6 +56,8 @@ def measure_latency(
 
     def make() -> LatencyTable:
         trace = record_calls(session.pipe, session.family, evaluation_prompts(config)[:1], session.spec, batch_size=1)
+        device = next(session.family.denoiser(session.pipe).parameters()).device
+        first = moved(trace.calls[0], device)
         # Every pair that a budget of time may choose from, whatever the present one is.
         budget = replace(config.allocation.budget(layer.name for layer in table), latency_ms=1.0)
 
@@ -65,11 +70,11 @@ def measure_latency(
 
         found = latency_table(
             load,
-            lambda denoiser: replay(denoiser, trace.calls[0]),
+            lambda denoiser: replay_there(denoiser, first),
             table,
             record,
             {layer.name: candidates(layer, budget) for layer in table},
-            Pace(next(session.family.denoiser(session.pipe).parameters()).device),
+            Pace(device),
             backend=config.conversion.backend,
             symmetric=config.conversion.symmetric,
             rounding=config.conversion.rounding,
@@ -114,13 +119,17 @@ def latency_table(
     rounding: str = "nearest",
     activations: Activations = "static",
     repeats: int = REPEATS,
+    recorder: type[Recorder] = CudaRecorder,
     origin: Mapping[str, str] | None = None,
     progress: Progress = no_progress,
 ) -> LatencyTable:
     """Return the milliseconds of every layer at its `widths` within one `call` of the denoiser that `load` gives anew.
 
-    At the typical `pace` of the time that it takes. Raises what `mixdq.conversion.convert.convert` raises.
+    At the typical `pace` of the time that it takes. On the device of the `recorder` a whole call is what it records,
+    for which the call's arguments must be there; a warning says where it cannot record one. Raises what
+    `mixdq.conversion.convert.convert` raises.
     """
+    recorded = False
     every = sorted({bits for pairs in widths.values() for bits in pairs} | {FLOAT}, key=str)
     found: dict[LayerBits, LayerTimes] = {}
     for done, bits in enumerate(every):
@@ -140,14 +149,32 @@ def latency_table(
                 activations=activations,
             )
         modules = {layer.name: denoiser.get_submodule(layer.name) for layer in table}
-        times = found[bits] = time_layers(partial(call, denoiser), modules, pace, repeats=repeats)
+        one = partial(call, denoiser)
+        device = next(denoiser.parameters()).device
+        recorded = device.type == recorder.device_type
+        whole = _recorded(one, bits, recorder(device)) if recorded else None
+        times = found[bits] = time_layers(one, modules, pace, whole=whole, repeats=repeats)
         # Before the next is loaded; blocks may hold themselves.
-        del denoiser, modules
+        del denoiser, modules, one, whole
         gc.collect()
         log.info("%s: %.2f ms a call, %.2f ms of it between the layers", bits, times.whole, times.rest)
     progress(len(every), len(every), "latency")
     # As at the pace of the whole time, not of its beginning.
-    return table_of_times(found, widths, scale=pace.typical, origin=origin)
+    return table_of_times(found, widths, scale=pace.typical, equally=recorded, origin=origin)
+
+
+def _recorded(call: Callable[[], object], bits: LayerBits, recorder: Recorder) -> Callable[[], object] | None:
+    """Return what does a call again; None, with a warning, where it cannot be recorded."""
+    try:
+        return repeatable(call, recorder)
+    except (RuntimeError, MixDQError) as error:
+        log.warning(
+            "%s: such a call cannot be captured in a CUDA graph (%s). It is timed as Python launches it, and what "
+            "launches take counts as time between its layers.",
+            bits,
+            " ".join(str(error).split())[:300],
+        )
+        return None
 
 
 def table_of_times(
@@ -155,18 +182,27 @@ def table_of_times(
     widths: Mapping[str, Sequence[LayerBits]],
     *,
     scale: float = 1.0,
+    equally: bool = False,
     origin: Mapping[str, str] | None = None,
 ) -> LatencyTable:
     """Return `scale` times what was `found`, of each layer at its `widths`.
 
     What lies between the layers takes longer beside some widths than beside others, which is put on the layers there:
-    a plan that gives all layers one pair is foretold what was found with it.
+    a plan that gives all layers one pair is foretold what was found with it. Put in proportion to the layers' times, or
+    `equally` on all that have a choice, whose times then tell of each of them alone; layers that together take longer
+    than a whole call, as they may on a GPU that runs several as one, keep their times.
     """
-    rest = min([times.rest for bits, times in found.items() if bits != FLOAT] or [found[FLOAT].rest])
+    quantized = [times for bits, times in found.items() if bits != FLOAT]
+    rest = min(times.rest for times in (found.values() if equally else quantized or [found[FLOAT]]))
+    free = {name for name, pairs in widths.items() if set(pairs) != {FLOAT}}
     layers: dict[str, dict[str, float]] = {name: {} for name in widths}
     for bits, times in found.items():
         total = sum(times.layers.values())
         share = scale * max(times.whole - rest, 0.0) / total if total else 0.0
         for name in (name for name, pairs in widths.items() if bits in pairs):
-            layers[name][str(bits)] = share * times.layers[name]
+            if equally:
+                more = (times.rest - rest) / len(free) if name in free else 0.0
+                layers[name][str(bits)] = scale * (times.layers[name] + more)
+            else:
+                layers[name][str(bits)] = share * times.layers[name]
     return LatencyTable(layers=layers, rest=scale * rest, machine=machine_facts(), origin=origin or {})

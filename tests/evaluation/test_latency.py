@@ -31,6 +31,29 @@ def test_layers_are_timed_where_they_stand_and_hooks_are_taken_off() -> None:
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in modules.values())
 
 
+def test_a_whole_call_is_what_does_it_without_its_launches() -> None:
+    now = itertools.count()
+    model = Twice()
+
+    def launched() -> None:
+        model(torch.ones(1, 4))
+        for _ in range(30):
+            next(now)
+
+    def replayed() -> None:
+        for _ in range(3):
+            next(now)
+
+    modules = {"first": model.first, "second": model.second}
+    slow, quick = (
+        time_layers(launched, modules, Pace(clock=lambda: float(next(now))), whole=whole, repeats=3)
+        for whole in (None, replayed)
+    )
+    assert slow.layers == quick.layers == {"first": 2000.0, "second": 1000.0}
+    assert (slow.whole, slow.rest) == (31000.0, 28000.0)
+    assert (quick.whole, quick.rest) == (4000.0, 1000.0)
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 def test_a_gpu_does_not_wait_for_its_launches() -> None:
     class Late(nn.Linear):

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from mixdq.pipeline.family import find_family
 from mixdq.pipeline.generate import GenerationSpec, generate
-from mixdq.pipeline.trace import record_calls, regenerate, replay
+from mixdq.pipeline.trace import moved, record_calls, regenerate, replay, replay_there
 from mixdq.testing import fingerprint, tiny_flux_pipeline, tiny_sd3_pipeline, tiny_sd_pipeline, tiny_sdxl_pipeline
 
 PROMPTS = ["a cat", "a dog at sea", "a red boat"]
@@ -28,6 +28,15 @@ def test_an_unchanged_model_repeats_its_trace_bit_for_bit(build, guidance_scale:
     for call in trace.calls:
         assert torch.equal(replay(denoiser, call), call.output)
     assert fingerprint(denoiser) == before
+
+
+def test_a_call_can_be_moved_and_repeated_where_it_is() -> None:
+    pipe = tiny_sdxl_pipeline()
+    (call,) = record_calls(pipe, find_family(pipe), PROMPTS, GenerationSpec()).calls
+    meta = torch.device("meta")
+    output = replay_there(pipe.unet.to(meta), moved(call, meta))
+    assert (output.device, output.shape) == (meta, call.output.shape)
+    assert call.kwargs["added_cond_kwargs"]["time_ids"].device.type == "cpu"
 
 
 def test_a_changed_denoiser_shows_in_outputs_and_pictures() -> None:

@@ -1,11 +1,14 @@
+import gc
+import weakref
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
-from mixdq.runtime.capture import Call, CudaRecorder, fresh, signature_of
+from mixdq.runtime.capture import Call, CudaRecorder, fresh, repeatable, signature_of
 
 on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 
@@ -53,6 +56,31 @@ def test_fresh_tensors_share_no_memory() -> None:
     x.zero_()
     assert copies["a"][0].tolist() == [1.0, 1.0]
     assert copies["b"][0].tolist() == [1.0]
+
+
+def holder() -> tuple[Callable[[], Tensor], "weakref.ref[nn.Module]"]:
+    """A call, and the module that nobody but it knows."""
+    model = nn.Linear(2, 2)
+    x = torch.ones(1, 2)
+    return lambda: model(x), weakref.ref(model)
+
+
+def test_what_is_repeatable_keeps_its_call_and_reads_new_numbers(tape: Any) -> None:
+    call, model = holder()
+    with torch.no_grad():
+        again = repeatable(call, tape(torch.device("cpu")))
+        del call
+        gc.collect()
+        model().bias.add_(1.0)
+        assert torch.equal(again(), model()(torch.ones(1, 2)))
+    assert (tape.records, tape.replays) == (1, 1)
+
+
+def test_what_cannot_be_recorded_is_not_repeatable(tape: Any) -> None:
+    runs: list[float] = []
+    with pytest.raises(RuntimeError, match="not permitted"):
+        repeatable(lambda: runs.append(float(torch.ones(2).sum())), tape(torch.device("cpu")))
+    assert runs == [2.0, 2.0]
 
 
 @on_a_gpu

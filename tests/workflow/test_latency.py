@@ -1,20 +1,29 @@
+import itertools
+import time
 from dataclasses import replace
 
 import pytest
+import torch
 from diffusers import DiffusionPipeline
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 from mixdq.allocation import joint
 from mixdq.errors import ArtifactError, StaleArtifactError
 from mixdq.evaluation.latency import LayerTimes
+from mixdq.evaluation.pace import Pace
+from mixdq.runtime.capture import CudaRecorder
 from mixdq.store.latency_file import read_latency, write_latency
 from mixdq.store.table_file import read_layers
 from mixdq.testing import tiny_sdxl_pipeline
 from mixdq.types.latency import LatencyTable
+from mixdq.types.layers import LayerSpec, LayerTable
 from mixdq.types.plan import BitPlan, LayerBits
+from mixdq.types.tensors import CalibrationRecord
 from mixdq.workflow import planning, steps
 from mixdq.workflow.doctor import machine_facts
-from mixdq.workflow.latency import FLOAT, table_of_times
+from mixdq.workflow.latency import FLOAT, latency_table, table_of_times
 from mixdq.workflow.origins import latency_origin
 from mixdq.workflow.session import Session
 from mixdq.workflow.settings import with_budget
@@ -114,6 +123,107 @@ def test_one_pair_for_all_layers_is_foretold_what_it_took_whatever_lay_between_t
     # Of what lay between the layers with 8 bits, three quarters are the second layer's.
     assert latency.of(BitPlan(name="mixed", layers={"a": four, "b": eight})) == pytest.approx(2.0 * (3.0 + 5.0 + 33.0))
     assert table_of_times({FLOAT: found[FLOAT]}, {"a": (FLOAT,), "b": (FLOAT,)}).rest == 1.0
+
+
+TIMES = st.floats(0.0, 100.0)
+
+
+@given(st.lists(st.tuples(TIMES, TIMES, TIMES, TIMES), min_size=2, max_size=3))
+def test_put_equally_what_lies_between_leaves_layers_their_own_times(numbers) -> None:
+    bits = [FLOAT, LayerBits(weight=8, activation=8), LayerBits(weight=4, activation=8)][: len(numbers)]
+    found = {
+        one: LayerTimes(layers={"a": a, "b": b, "kept": kept}, whole=whole)
+        for one, (a, b, kept, whole) in zip(bits, numbers, strict=True)
+    }
+    latency = table_of_times(found, {"a": bits, "b": bits, "kept": (FLOAT,)}, scale=2.0, equally=True)
+    kept = found[FLOAT].layers["kept"]
+    assert latency.layers["kept"] == {"W16A16": 2.0 * kept}
+    for one, times in found.items():
+        table = latency.layers["a"][str(one)], latency.layers["b"][str(one)]
+        # No layer gets another's time, and launches by chance scale none.
+        assert table[0] - table[1] == pytest.approx(2.0 * (times.layers["a"] - times.layers["b"]))
+        plan = BitPlan(name="one pair", layers={"a": one, "b": one, "kept": FLOAT})
+        whole = max(times.whole, sum(times.layers.values()))
+        assert latency.of(plan) == pytest.approx(2.0 * (whole - times.layers["kept"] + kept))
+        assert min(table) >= 2.0 * min(times.layers.values()) >= 0.0
+
+
+class Slow(nn.Module):
+    """A denoiser of one layer, which takes a clock's ticks to be launched and none to be run."""
+
+    def __init__(self, ticks) -> None:
+        super().__init__()
+        self.ticks, self.layer = ticks, nn.Linear(2, 2)
+
+    def forward(self, x):
+        for _ in range(30):
+            next(self.ticks)
+        return self.layer(x)
+
+
+class Player:
+    """Records what its device, a CPU, does again in three ticks."""
+
+    device_type = "cpu"
+
+    def __init__(self, device) -> None:
+        self.device = device
+
+    def run(self, call):
+        return call()
+
+    def record(self, call):
+        ticks = call.args[0].ticks
+        return lambda: [next(ticks) for _ in range(3)], None
+
+
+class Refuser(Player):
+    def record(self, call):
+        raise RuntimeError("operation not permitted when\n stream is capturing")
+
+
+@pytest.mark.parametrize(("recorder", "rest"), [(CudaRecorder, 30.0), (Player, 3.0), (Refuser, 30.0)])
+def test_a_whole_call_is_a_recorded_one_where_it_can_be(recorder, rest, caplog) -> None:
+    ticks = itertools.count()
+    spec = LayerSpec(name="layer", op="linear", group="quality", weight_shape=(2, 2), input_numel=2, macs=4)
+    latency = latency_table(
+        lambda: Slow(ticks),
+        lambda denoiser: denoiser(torch.ones(1, 2)),
+        LayerTable(model="m", family="sdxl", digest="d", layers=(spec,)),
+        CalibrationRecord(ranges={}, bos_input=None, bos_outputs={}),
+        {"layer": (FLOAT,)},
+        Pace(clock=lambda: float(next(ticks))),
+        recorder=recorder,
+    )
+    assert (latency.layers["layer"]["W16A16"], latency.rest) == (1000.0, rest * 1000.0)
+    said = "W16A16: such a call cannot be captured in a CUDA graph (operation not permitted when stream is capturing)"
+    assert (said in caplog.text) == (recorder is Refuser)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+def test_a_call_on_a_gpu_takes_no_time_to_launch(caplog) -> None:
+    class Late(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(64, 64, device="cuda")
+
+        def forward(self, x):
+            time.sleep(0.02)
+            return self.layer(x)
+
+    x = torch.ones(1, 64, device="cuda")
+    spec = LayerSpec(name="layer", op="linear", group="quality", weight_shape=(64, 64), input_numel=64, macs=4096)
+    with torch.no_grad():
+        latency = latency_table(
+            Late,
+            lambda denoiser: denoiser(x),
+            LayerTable(model="m", family="sdxl", digest="d", layers=(spec,)),
+            CalibrationRecord(ranges={}, bos_input=None, bos_outputs={}),
+            {"layer": (FLOAT,)},
+            Pace("cuda"),
+        )
+    assert not caplog.records
+    assert latency.rest < 5.0
 
 
 def test_time_without_a_table_or_with_another_models_names_the_command(run) -> None:
