@@ -2,13 +2,13 @@
 
 from dataclasses import asdict
 
-from mixdq.errors import ArtifactError, ConfigError
+from mixdq.errors import ArtifactError
 from mixdq.store.artifact import Schema, digest_of_file
 from mixdq.store.json_file import write_json
 from mixdq.workflow.cost import Cost, float_cost, folder_cost
 from mixdq.workflow.doctor import machine_facts
 from mixdq.workflow.session import Session
-from mixdq.workflow.settings import device_of
+from mixdq.workflow.settings import TUNE, expect_gpu
 
 BENCHMARK = Schema("benchmark", "mixdq benchmark")
 
@@ -22,10 +22,10 @@ def benchmark(session: Session, *, tune: bool = False, graphs: bool = False) -> 
         ConfigError: kernels are to be tuned or graphs captured, but the run is not on a GPU.
         ArtifactError: nothing has been quantized yet.
     """
-    device = device_of(session.config)
-    for option, asked in (("--tune measures the kernels", tune), ("--cuda-graphs captures the launches", graphs)):
-        if asked and not device.startswith("cuda"):
-            raise ConfigError(f"{option} of an NVIDIA GPU, and this run is on {device}: leave it out")
+    if tune:
+        expect_gpu(session.config, TUNE)
+    if graphs:
+        expect_gpu(session.config, "--cuda-graphs captures the launches")
     if not session.variant.receipt.exists():
         raise ArtifactError(
             f"{session.variant.receipt}: there is no such file; `mixdq apply {session.paths.root}` makes it"

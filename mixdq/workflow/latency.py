@@ -22,6 +22,7 @@ from mixdq.evaluation.latency import LayerTimes, time_layers
 from mixdq.evaluation.pace import Pace
 from mixdq.pipeline.trace import moved, record_calls, replay_there
 from mixdq.runtime.capture import CudaRecorder, Recorder, repeatable
+from mixdq.runtime.kernels.gpu.tuning import tuning
 from mixdq.runtime.select import AUTO
 from mixdq.store.artifact import digest_of
 from mixdq.store.latency_file import read_latency, write_latency
@@ -34,7 +35,7 @@ from mixdq.workflow.doctor import machine_facts
 from mixdq.workflow.origins import latency_origin
 from mixdq.workflow.planning import LATENCY
 from mixdq.workflow.session import Session
-from mixdq.workflow.settings import evaluation_prompts
+from mixdq.workflow.settings import TUNE, evaluation_prompts, expect_gpu
 
 log = logging.getLogger(__name__)
 
@@ -45,12 +46,17 @@ TIMES_OF = ("system", "cpu", "cpu features", "threads", "device", "gpu")
 
 
 def measure_latency(
-    session: Session, table: LayerTable, record: CalibrationRecord, *, own: bool = True
+    session: Session, table: LayerTable, record: CalibrationRecord, *, own: bool = True, tune: bool = False
 ) -> LatencyTable:
     """Return the milliseconds of a run's layers here, written to latency.json; `own` as in `Session.resolve`.
 
-    Those of another machine, or of another number of threads, are measured again.
+    Those of another machine, or of another number of threads, are measured again; so are those of kernels to be tuned.
+
+    Raises:
+        ConfigError: kernels are to be tuned, but the run is not on a GPU.
     """
+    if tune:
+        expect_gpu(session.config, TUNE)
     path, config = session.paths.root / LATENCY, session.config
     origin = latency_origin(session, table)
 
@@ -79,6 +85,7 @@ def measure_latency(
             symmetric=config.conversion.symmetric,
             rounding=config.conversion.rounding,
             activations=config.conversion.activations,
+            tune=tune,
             origin=origin,
             progress=session.progress,
         )
@@ -86,6 +93,8 @@ def measure_latency(
         write_latency(path, found)
         return found
 
+    if tune:
+        return make()
     here = _times_of(machine_facts())
 
     def read() -> tuple[LatencyTable, Mapping[str, str]]:
@@ -120,14 +129,15 @@ def latency_table(
     activations: Activations = "static",
     repeats: int = REPEATS,
     recorder: type[Recorder] = CudaRecorder,
+    tune: bool = False,
     origin: Mapping[str, str] | None = None,
     progress: Progress = no_progress,
 ) -> LatencyTable:
     """Return the milliseconds of every layer at its `widths` within one `call` of the denoiser that `load` gives anew.
 
     At the typical `pace` of the time that it takes. On the device of the `recorder` a whole call is what it records,
-    for which the call's arguments must be there; a warning says where it cannot record one. Raises what
-    `mixdq.conversion.convert.convert` raises.
+    for which the call's arguments must be there; a warning says where it cannot record one. With `tune` a GPU's kernels
+    are measured in all their tiles first, as `tuning` does. Raises what `mixdq.conversion.convert.convert` raises.
     """
     recorded = False
     every = sorted({bits for pairs in widths.values() for bits in pairs} | {FLOAT}, key=str)
@@ -152,6 +162,10 @@ def latency_table(
         one = partial(call, denoiser)
         device = next(denoiser.parameters()).device
         recorded = device.type == recorder.device_type
+        if tune and bits != FLOAT:
+            with tuning():
+                # A layer by itself is another product than joined with its neighbours.
+                time_layers(one, modules, pace, repeats=1)
         whole = _recorded(one, bits, recorder(device)) if recorded else None
         times = found[bits] = time_layers(one, modules, pace, whole=whole, repeats=repeats)
         # Before the next is loaded; blocks may hold themselves.

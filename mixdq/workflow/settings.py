@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 TRAVELLING = {"generation", "calibration", "selection", "conversion", "evaluation"}
 """The sections of a run that go along with its plan to another model: how pictures and ranges are made."""
 
+TUNE = "--tune measures the kernels"
+"""What is asked of a GPU, of pictures' time and of layers'."""
+
 
 def configured(
     folder: Path,
@@ -110,6 +113,13 @@ def with_budget(
         "weight_bytes": None if weight_mib is None else int(weight_mib * 2**20),
     }
     return build_config(_merged(base, {"allocation": given}), "options")
+
+
+def expect_gpu(config: RunConfig, asked: str) -> None:
+    """Return if a run is on an NVIDIA GPU; ConfigError otherwise, which begins with what was `asked` of such a one."""
+    device = device_of(config)
+    if not device.startswith("cuda"):
+        raise ConfigError(f"{asked} of an NVIDIA GPU, and this run is on {device}: leave it out")
 
 
 def with_engine(config: RunConfig, *, engine: str | None = None, address: str | None = None) -> RunConfig:

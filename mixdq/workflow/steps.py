@@ -153,9 +153,13 @@ def fit(session: Session, *, own: bool = True) -> ErrorModel:
     return objective.fit(session, inspect(session, own=False), calibrate(session, own=False), own=own)
 
 
-def time_layers(session: Session, *, own: bool = True) -> LatencyTable:
-    """Return the milliseconds of every layer at every pair of widths, written to latency.json."""
-    return latency.measure_latency(session, inspect(session, own=False), calibrate(session, own=False), own=own)
+def time_layers(session: Session, *, own: bool = True, tune: bool = False) -> LatencyTable:
+    """Return the milliseconds of every layer at every pair of widths, written to latency.json.
+
+    With `tune` a GPU's kernels are measured in all their tiles before, and the layers anew.
+    """
+    table, record = inspect(session, own=False), calibrate(session, own=False)
+    return latency.measure_latency(session, table, record, own=own, tune=tune)
 
 
 def choose(session: Session, *, own: bool = True) -> BitPlan:

@@ -4,6 +4,7 @@ import torch
 from mixdq.errors import ArtifactError, ConfigError
 from mixdq.store.artifact import digest_of_file
 from mixdq.store.json_file import read_json
+from mixdq.workflow import steps
 from mixdq.workflow.benchmark import BENCHMARK, benchmark
 
 
@@ -31,3 +32,7 @@ def test_what_needs_a_gpu_is_refused_without_one(run, option, said) -> None:
         pytest.skip("there is a GPU")
     with pytest.raises(ConfigError, match=f"{said} of an NVIDIA GPU, and this run is on cpu"):
         benchmark(run, **{option: True})
+    if option == "tune":
+        with pytest.raises(ConfigError, match=f"{said} of an NVIDIA GPU, and this run is on cpu"):
+            steps.time_layers(run, tune=True)
+        assert not (run.paths.root / "latency.json").exists()

@@ -14,6 +14,7 @@ from mixdq.errors import ArtifactError, StaleArtifactError
 from mixdq.evaluation.latency import LayerTimes
 from mixdq.evaluation.pace import Pace
 from mixdq.runtime.capture import CudaRecorder
+from mixdq.runtime.kernels.gpu import tuning
 from mixdq.store.latency_file import read_latency, write_latency
 from mixdq.store.table_file import read_layers
 from mixdq.testing import tiny_sdxl_pipeline
@@ -23,7 +24,7 @@ from mixdq.types.plan import BitPlan, LayerBits
 from mixdq.types.tensors import CalibrationRecord
 from mixdq.workflow import planning, steps
 from mixdq.workflow.doctor import machine_facts
-from mixdq.workflow.latency import FLOAT, latency_table, table_of_times
+from mixdq.workflow.latency import FLOAT, REPEATS, latency_table, table_of_times
 from mixdq.workflow.origins import latency_origin
 from mixdq.workflow.session import Session
 from mixdq.workflow.settings import with_budget
@@ -148,6 +149,22 @@ def test_put_equally_what_lies_between_leaves_layers_their_own_times(numbers) ->
         assert min(table) >= 2.0 * min(times.layers.values()) >= 0.0
 
 
+def latency_of(load, pairs, pace, *, device="cpu", **settings) -> LatencyTable:
+    """The table of denoisers whose one `layer` has two inputs and two outputs."""
+    spec = LayerSpec(name="layer", op="linear", group="quality", weight_shape=(2, 2), input_numel=2, macs=4)
+    x = torch.ones(1, 2, device=device)
+    with torch.no_grad():
+        return latency_table(
+            load,
+            lambda denoiser: denoiser(x),
+            LayerTable(model="m", family="sdxl", digest="d", layers=(spec,)),
+            CalibrationRecord(ranges={}, bos_input=None, bos_outputs={}),
+            {"layer": pairs},
+            pace,
+            **settings,
+        )
+
+
 class Slow(nn.Module):
     """A denoiser of one layer, which takes a clock's ticks to be launched and none to be run."""
 
@@ -185,19 +202,31 @@ class Refuser(Player):
 @pytest.mark.parametrize(("recorder", "rest"), [(CudaRecorder, 30.0), (Player, 3.0), (Refuser, 30.0)])
 def test_a_whole_call_is_a_recorded_one_where_it_can_be(recorder, rest, caplog) -> None:
     ticks = itertools.count()
-    spec = LayerSpec(name="layer", op="linear", group="quality", weight_shape=(2, 2), input_numel=2, macs=4)
-    latency = latency_table(
-        lambda: Slow(ticks),
-        lambda denoiser: denoiser(torch.ones(1, 2)),
-        LayerTable(model="m", family="sdxl", digest="d", layers=(spec,)),
-        CalibrationRecord(ranges={}, bos_input=None, bos_outputs={}),
-        {"layer": (FLOAT,)},
-        Pace(clock=lambda: float(next(ticks))),
-        recorder=recorder,
-    )
+    latency = latency_of(lambda: Slow(ticks), (FLOAT,), Pace(clock=lambda: float(next(ticks))), recorder=recorder)
     assert (latency.layers["layer"]["W16A16"], latency.rest) == (1000.0, rest * 1000.0)
     said = "W16A16: such a call cannot be captured in a CUDA graph (operation not permitted when stream is capturing)"
     assert (said in caplog.text) == (recorder is Refuser)
+
+
+def test_kernels_are_tuned_before_a_quantized_call_is_timed_and_not_while(hurried, tmp_path, monkeypatch) -> None:
+    # Of the tuner alone: the CPU's kernels need not be compiled again.
+    monkeypatch.setattr(tuning, "cache_folder", lambda: tmp_path)
+    asked = []
+
+    class Tuned(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(2, 2)
+
+        def forward(self, x):
+            asked.append((type(self.layer) is nn.Linear, tuning.TUNER.get() is not None))
+            return self.layer(x)
+
+    latency_of(Tuned, (LayerBits(weight=8, activation=16),), Pace(), backend="reference", tune=True)
+    timed = [False] * (2 + 2 * REPEATS)
+    # The call and its layers by themselves, warmed up and measured once.
+    assert [tuned for is_float, tuned in asked if not is_float] == [True] * 4 + timed
+    assert [tuned for is_float, tuned in asked if is_float] == timed
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
@@ -205,23 +234,13 @@ def test_a_call_on_a_gpu_takes_no_time_to_launch(caplog) -> None:
     class Late(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.layer = nn.Linear(64, 64, device="cuda")
+            self.layer = nn.Linear(2, 2, device="cuda")
 
         def forward(self, x):
             time.sleep(0.02)
             return self.layer(x)
 
-    x = torch.ones(1, 64, device="cuda")
-    spec = LayerSpec(name="layer", op="linear", group="quality", weight_shape=(64, 64), input_numel=64, macs=4096)
-    with torch.no_grad():
-        latency = latency_table(
-            Late,
-            lambda denoiser: denoiser(x),
-            LayerTable(model="m", family="sdxl", digest="d", layers=(spec,)),
-            CalibrationRecord(ranges={}, bos_input=None, bos_outputs={}),
-            {"layer": (FLOAT,)},
-            Pace("cuda"),
-        )
+    latency = latency_of(Late, (FLOAT,), Pace("cuda"), device="cuda")
     assert not caplog.records
     assert latency.rest < 5.0
 

@@ -24,8 +24,10 @@ def command(run: RunArgument, layers: Layers = False, tune: Tune = False, cuda_g
     from mixdq.workflow import benchmark, steps
 
     if layers:
+        if cuda_graphs:
+            raise typer.BadParameter("--layers has the whole call as a graph on a GPU anyway: leave out --cuda-graphs")
         with opened(run) as session:
-            latency = steps.time_layers(session)
+            latency = steps.time_layers(session, tune=tune)
         console.print(f"{len(latency.layers)} layers, {latency.rest:.2f} ms between them: {run / 'latency.json'}")
         return
     with opened(run) as session:

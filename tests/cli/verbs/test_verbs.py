@@ -115,6 +115,12 @@ def test_allocate_finds_a_frontier_and_a_budget_of_time(run) -> None:
     assert "say `--program joint`" in refused.stderr
 
 
+def test_benchmark_of_layers_refuses_what_it_has_anyway(tmp_path) -> None:
+    refused = CliRunner().invoke(app, ["benchmark", str(tmp_path), "--layers", "--cuda-graphs"])
+    assert refused.exit_code == 2
+    assert "leave out --cuda-graphs" in " ".join(refused.stderr.replace("│", "").split())
+
+
 def test_export_lists_what_became_of_the_layers_and_says_what_it_cannot(run, model, tmp_path) -> None:
     file = tmp_path / "unet.safetensors"
     said = call("export", run / "model", "-o", file)
