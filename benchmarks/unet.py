@@ -46,6 +46,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--cache", type=Path, help="keep what takes minutes to prepare here, for the next time")
     parser.add_argument("--logs", type=Path, help="keep what candidates and their libraries say here")
     parser.add_argument("--layers", type=Path, help="cuda: times of layers, as benchmarks.kernels writes them")
+    parser.add_argument("--tune", action="store_true", help="cuda: measure the tiles of our products, and keep them")
     parser.add_argument("--json", type=Path, help="write the numbers here")
     arguments = parser.parse_args(argv)
     arguments.size = arguments.size or ("full" if arguments.device == "cuda" else "cut")

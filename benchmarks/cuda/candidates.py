@@ -28,12 +28,16 @@ MODES = {"compiled": "max-autotune", "compiled graph": "max-autotune-no-cudagrap
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """What is called: the model's size, batch, and side of the latent; times of its layers, where they are known."""
+    """What is called: the model's size, batch, and side of the latent; times of its layers, where they are known.
+
+    `tune`: the tiles of our products are measured, each in the sizes that the model runs.
+    """
 
     size: str
     batch: int
     side: int
     times: Times | None = None
+    tune: bool = False
 
     def unet(self) -> nn.Module:
         """Return the UNet in float16 on the GPU, with small random weights."""
@@ -56,8 +60,14 @@ class Candidate:
 
 
 def floating(setting: Setting) -> nn.Module:
-    """Return the float16 model."""
+    """Return the float16 model, whose pictures are channels first, as diffusers loads it."""
     return setting.unet()
+
+
+def floating_channels_last(setting: Setting) -> nn.Module:
+    """Return the float16 model; convolutions with such weights leave their pictures channels last, as ours do."""
+    model: nn.Module = setting.unet().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return model
 
 
 def ours(*bits: str, folded: bool = True) -> Callable[[Setting], nn.Module]:
@@ -111,6 +121,7 @@ def sdnq(setting: Setting) -> nn.Module:
 CANDIDATES: dict[str, Candidate] = {
     "float16 eager": Candidate(floating, "eager"),
     "float16 graph": Candidate(floating),
+    "float16 channels last graph": Candidate(floating_channels_last),
     "float16 compiled": Candidate(floating, "compiled"),
     "W8A8 graph": Candidate(ours("W8A8")),
     "W8A8 graph, not folded": Candidate(ours("W8A8", folded=False)),
@@ -126,6 +137,9 @@ CANDIDATES: dict[str, Candidate] = {
     "torchao int8 compiled": Candidate(torchao, "compiled"),
     "SDNQ int8": Candidate(sdnq, "eager"),
 }
+
+BASELINES = ("float16 graph", "float16 channels last graph")
+"""The faster of them is what all are compared with."""
 
 
 def layer_times(path: Path, batch: int, side: int) -> Times:

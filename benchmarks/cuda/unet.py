@@ -1,9 +1,11 @@
 """SDXL's UNet as a whole on a GPU: milliseconds of a call and memory, ours beside float16 and other quantizers.
 
 All candidates are loaded one after the other, which shows what memory each takes, and timed at once, alone; at the end
-all are called in turns, and those times take the place of the first. What is known is written after each candidate. Of
-the plan "mixed" every layer has the bits, of W8A8, W4A8 and 16, whose time was least in a run of `benchmarks.kernels
---device cuda --json FILE`, given as `--layers FILE`.
+all are called in turns, and those times take the place of the first. What is known is written after each candidate. All
+are compared with the faster one of float16's graphs. With `--tune` the tiles of each of ours are measured on its second
+call, in the sizes in which layers run joined and folded, but those that this machine has measured before. Of the plan
+"mixed" every layer has the bits, of W8A8, W4A8 and 16, whose time was least in a run of `benchmarks.kernels --device
+cuda --json FILE`, given as `--layers FILE`.
 """
 
 import argparse
@@ -18,10 +20,13 @@ from rich.table import Table
 
 from benchmarks import measuring
 from benchmarks.case import MissingError, stored_bytes
-from benchmarks.cuda.candidates import CANDIDATES, Setting, layer_times
+from benchmarks.cuda.candidates import BASELINES, CANDIDATES, Setting, layer_times
 from benchmarks.cuda.timing import Call, failures, graphed, in_turns, need_cuda, said
+from benchmarks.peers import installed
+from mixdq.runtime.kernels.gpu.tuning import tuning
 
 MIB = 2**20
+COLUMNS = ("", "ms", "fastest to slowest", "times as fast", "first, s", "weights", "held", "times less", "peak, MiB")
 Write = Callable[[Sequence["Row"], Mapping[str, str]], None]
 
 
@@ -30,7 +35,7 @@ class Row:
     """A candidate: milliseconds of a call, seconds of the first, and bytes.
 
     Of its weights as stored; held between calls, without what a graph keeps to itself; allocated at most in a call or
-    while its graph is captured, which weights are part of.
+    while its graph is captured, which weights are part of. `tuned` products were measured in `tuning` seconds.
     """
 
     name: str
@@ -38,6 +43,8 @@ class Row:
     weight_bytes: int
     held_bytes: int
     peak_bytes: int
+    tuned: int = 0
+    tuning: float = 0.0
     ms: float = 0.0
     fastest: float = 0.0
     slowest: float = 0.0
@@ -48,6 +55,12 @@ class Row:
         median, fastest, slowest = (seconds * 1e3 for seconds in (timing.median, timing.fastest, timing.slowest))
         return replace(self, ms=median, fastest=fastest, slowest=slowest, in_turns=in_turns)
 
+    def against(self, other: "Row | None") -> dict[str, float]:
+        """Return how many times as fast as another it is, and how many times less memory it holds."""
+        if other is None:
+            return {}
+        return {"times_as_fast": other.ms / self.ms, "times_less_held": other.held_bytes / self.held_bytes}
+
 
 def main(arguments: argparse.Namespace) -> None:
     """Load, measure, print and write."""
@@ -55,13 +68,18 @@ def main(arguments: argparse.Namespace) -> None:
     need_cuda()
     torch.manual_seed(0)
     torch.backends.cudnn.benchmark = True
-    setting = Setting(size=arguments.size, batch=arguments.batch, side=arguments.side, times=times)
+    # The workspace that matrix products share stays, and would be held by the first candidate.
+    torch.ones(16, 16, dtype=torch.float16, device="cuda").mm(torch.ones(16, 16, dtype=torch.float16, device="cuda"))
+    setting = Setting(size=arguments.size, batch=arguments.batch, side=arguments.side, times=times, tune=arguments.tune)
     console = measuring.console()
 
     def write(rows: Sequence[Row], reasons: Mapping[str, str]) -> None:
         if arguments.json:
+            against = baseline(rows)
             facts = {"size": setting.size, "batch": setting.batch, "side": setting.side, "runs": arguments.runs}
-            measuring.write_json(arguments.json, [asdict(row) for row in rows], **facts, not_run=reasons)
+            facts |= {"tune": setting.tune, "against": against and against.name, "peers": installed("torchao", "sdnq")}
+            written = [asdict(row) | row.against(against) for row in rows]
+            measuring.write_json(arguments.json, written, **facts, not_run=reasons)
 
     with torch.inference_mode():
         rows, reasons = compare(arguments.only or list(CANDIDATES), setting, arguments.runs, write, console)
@@ -84,7 +102,9 @@ def compare(
     for name in names:
         try:
             ready[name], rows[name] = measured(name, setting, runs)
-            console.print(f"{name}: {rows[name].ms:.2f} ms alone, ready in {rows[name].first_call:.0f} s", markup=False)
+            row = rows[name]
+            tuned = f", {row.tuned} products tuned in {row.tuning:.0f} s" if row.tuned else ""
+            console.print(f"{name}: {row.ms:.2f} ms alone, ready in {row.first_call:.0f} s{tuned}", markup=False)
         except expected as error:
             reasons[name] = said(error)
             console.print(f"{name}: not run: {reasons[name]}", markup=False)
@@ -100,7 +120,10 @@ def compare(
 
 
 def measured(name: str, setting: Setting, runs: int) -> tuple[Call, Row]:
-    """Return a candidate's call, which owns the model, and its row: a first call compiles, a graph comes after."""
+    """Return a candidate's call, which owns the model, and its row.
+
+    A first call compiles and joins layers; tiles are measured in the next one, a graph comes after.
+    """
     candidate = CANDIDATES[name]
     before = _settled()
     model = candidate.load(setting)
@@ -109,6 +132,7 @@ def measured(name: str, setting: Setting, runs: int) -> tuple[Call, Row]:
     call()
     torch.cuda.synchronize()
     first = time.perf_counter() - started
+    products, seconds = tuned(call) if setting.tune else (0, 0.0)
     held = _settled() - before
     torch.cuda.reset_peak_memory_stats()
     if candidate.how.endswith("graph"):
@@ -119,23 +143,37 @@ def measured(name: str, setting: Setting, runs: int) -> tuple[Call, Row]:
     peak = torch.cuda.max_memory_allocated() - before
     (timing,) = in_turns({name: (call, 1)}, runs=runs).values()
     row = Row(name=name, first_call=first, weight_bytes=stored_bytes(model), held_bytes=held, peak_bytes=peak)
-    return call, row.timed(timing, in_turns=False)
+    return call, replace(row, tuned=products, tuning=seconds).timed(timing, in_turns=False)
+
+
+def tuned(call: Call) -> tuple[int, float]:
+    """Measure the tiles of our products in a call; return how many, and the seconds of it."""
+    started = time.perf_counter()
+    with tuning() as tuner:
+        call()
+    torch.cuda.synchronize()
+    return len(tuner.measured), time.perf_counter() - started
+
+
+def baseline(rows: Sequence[Row]) -> Row | None:
+    """Return the fastest of float16's graphs, if one was measured."""
+    return min((row for row in rows if row.name in BASELINES), key=lambda row: row.ms, default=None)
 
 
 def table(rows: Sequence[Row], title: str) -> Table:
-    """Return the rows, against float16 in a graph where it was measured."""
-    made = Table(title=title)
-    for name in ("", "ms", "fastest to slowest", "times as fast", "first call, s", "weights", "held", "peak, MiB"):
+    """Return the rows, against the fastest of float16's graphs where one was measured."""
+    against = baseline(rows)
+    compared = "" if against is None else f"; compared with {against.name}"
+    layouts = "Ours, and what is called so, run channels last; others channels first; compiled ones as torch chooses"
+    made = Table(title=f"{title}{compared}", caption=layouts)
+    for name in COLUMNS:
         made.add_column(name, justify="right" if name else "left")
-    against = next((row.ms for row in rows if row.name == "float16 graph"), None)
     for row in rows:
+        ratios = [f"{ratio:.2f}" for ratio in row.against(against).values()] or ["", ""]
+        weights, held, peak = (f"{size / MIB:.0f}" for size in (row.weight_bytes, row.held_bytes, row.peak_bytes))
+        spread = f"{row.fastest:.2f} to {row.slowest:.2f}"
         made.add_row(
-            row.name,
-            f"{row.ms:.2f}",
-            f"{row.fastest:.2f} to {row.slowest:.2f}",
-            "" if against is None else f"{against / row.ms:.2f}",
-            f"{row.first_call:.1f}",
-            *(f"{size / MIB:.0f}" for size in (row.weight_bytes, row.held_bytes, row.peak_bytes)),
+            row.name, f"{row.ms:.2f}", spread, ratios[0], f"{row.first_call:.1f}", weights, held, ratios[1], peak
         )
     return made
 

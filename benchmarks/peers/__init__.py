@@ -1,5 +1,6 @@
 """Other quantizers, one file each; a package that is not installed is a `MissingError` with what to install."""
 
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 
 from benchmarks.case import MissingError
@@ -15,4 +16,13 @@ def versions(*packages: str) -> dict[str, str]:
             missing.append(package)
     if missing:
         raise MissingError(f"not installed: {', '.join(missing)} (pip install 'mixdq[peers]')")
+    return found
+
+
+def installed(*packages: str) -> dict[str, str]:
+    """Return package -> version of those that are installed."""
+    found: dict[str, str] = {}
+    for package in packages:
+        with suppress(MissingError):
+            found |= versions(package)
     return found

@@ -1,8 +1,10 @@
 """What this machine has, and which backends work on it."""
 
+import functools
 import importlib.metadata
 import os
 import platform
+import subprocess
 from collections.abc import Iterable, Mapping
 
 import torch
@@ -64,6 +66,7 @@ def machine_facts() -> dict[str, str]:
         "cpu kernels": _cpu_kernels(),
         "device": device_name(),
         "gpu": _gpu(),
+        "driver": _driver() if torch.cuda.is_available() else "",
         "triton": _version("triton"),
     }
     return {name: value for name, value in facts.items() if value}
@@ -79,7 +82,20 @@ def _gpu() -> str:
         return ""
     facts = torch.cuda.get_device_properties()
     chip = f"sm_{facts.major}{facts.minor}, {facts.multi_processor_count} multiprocessors"
-    return f"{chip}, {facts.total_memory / 2**30:.0f} GiB, CUDA {torch.version.cuda}"
+    libraries = f"CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}"
+    return f"{chip}, {facts.total_memory / 2**30:.0f} GiB, {libraries}"
+
+
+@functools.cache
+def _driver() -> str:
+    """Return the version of NVIDIA's driver, as its own tool says; nothing where that does not."""
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    # A line for each GPU.
+    return said.strip().partition("\n")[0]
 
 
 def _version(package: str) -> str:

@@ -2,6 +2,7 @@
 
 import argparse
 import gc
+import io
 import json
 import weakref
 from importlib import import_module
@@ -91,6 +92,28 @@ def test_what_is_known_is_written_after_each_candidate_and_a_failure_ends_none_o
     assert len(rows) == 2
     assert not any(row.in_turns for row in rows)
     assert reasons["peer"] == "TritonError: out of resource"
+
+
+def test_all_are_compared_with_the_faster_graph_of_float16_in_time_and_in_memory_held() -> None:
+    unet = module("unet")
+    names = ("float16 eager", "float16 graph", "float16 channels last graph", "W4A8 graph")
+    assert set(unet.BASELINES) < set(names) <= set(unet.CANDIDATES)
+    rows = [
+        unet.Row(name=name, first_call=1.0, weight_bytes=1, held_bytes=held * 2**20, peak_bytes=1, ms=ms)
+        for name, ms, held in zip(names, (1.0, 8.0, 6.0, 3.0), (50, 50, 40, 10), strict=True)
+    ]
+    against = unet.baseline(rows)
+    assert against.name == "float16 channels last graph"
+    assert rows[-1].against(against) == {"times_as_fast": 2.0, "times_less_held": 4.0}
+    console = Console(width=200, file=io.StringIO(), record=True)
+    console.print(unet.table(rows, "SDXL"))
+    said = console.export_text()
+    assert "compared with float16 channels last graph" in said
+    cells = said.partition("W4A8 graph")[2].splitlines()[0].split("│")
+    assert [cells[unet.COLUMNS.index(name)].strip() for name in ("times as fast", "times less")] == ["2.00", "4.00"]
+    assert unet.baseline(rows[:1]) is None
+    console.print(unet.table(rows[:1], "SDXL"))
+    assert "compared" not in console.export_text()
 
 
 def test_times_of_layers_of_another_batch_or_side_are_refused(tmp_path: Path) -> None:

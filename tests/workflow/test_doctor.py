@@ -10,6 +10,7 @@ from mixdq.runtime.kernels import compiler, native, processor
 from mixdq.runtime.select import BACKENDS
 from mixdq.testing import tiny_sdxl_pipeline
 from mixdq.types.plan import BitPlan, Budget, LayerBits
+from mixdq.workflow import doctor
 from mixdq.workflow.doctor import check_backend_works, device_name, diagnose, machine_facts
 
 
@@ -41,6 +42,20 @@ def test_facts_say_what_a_number_must_be_read_with() -> None:
     assert {"system", "python", "torch", "cores"} <= facts.keys()
     assert facts["cpu kernels"].startswith(native.description())
     assert all(facts.values())
+
+
+@pytest.mark.parametrize(
+    ("script", "version"), [("echo 570.86.10; echo 570.86.10", "570.86.10"), ("echo no driver; exit 9", ""), (None, "")]
+)
+def test_the_driver_is_what_its_own_tool_says(script: str | None, version: str, monkeypatch, tmp_path) -> None:
+    if script is not None:
+        tool = tmp_path / "nvidia-smi"
+        tool.write_text(f"#!/bin/sh\n{script}\n", encoding="ascii")
+        tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    doctor._driver.cache_clear()
+    assert doctor._driver() == version
+    doctor._driver.cache_clear()
 
 
 @pytest.fixture
