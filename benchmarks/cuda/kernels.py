@@ -2,8 +2,11 @@
 
 Microseconds of one call in a graph, whose tensors come from memory, not from the cache. Ours and float16 include all
 they do, `W8A8 float` too; `product` is ours on codes that are there already, `cuBLAS int8` and `FP8` are bare products.
-Layers that take most of a UNet's time come first, and what is known is written after each. With `--tune` the tiles of
-ours are measured before, and kept as `mixdq benchmark --tune` keeps them.
+Beside each stands its share of what is possible: the longer of operations at the measured rate of such products (int8,
+float16 or float8) and bytes of weights, input and output, each once, at the measured rate of memory, over the time it
+took; "m" where memory's is the longer. Layers that take most of a UNet's time come first, and what is known is written
+after each. With `--tune` the tiles of ours are measured before, and kept as `mixdq benchmark --tune` keeps them; a UNet
+runs layers joined, in other sizes, which `benchmarks.unet --tune` measures.
 """
 
 import argparse
@@ -11,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from rich.progress import track
@@ -19,7 +23,19 @@ from torch import Tensor
 from torch.nn import functional
 
 from benchmarks import measuring, sdxl
-from benchmarks.cuda.timing import Call, ceilings, failures, graphed, in_turns, need_cuda, said, sets_of
+from benchmarks.cuda.timing import (
+    FP8_CAPABILITY,
+    Call,
+    ceilings,
+    failures,
+    fp8_product,
+    graphed,
+    in_turns,
+    need_cuda,
+    said,
+    sets_of,
+)
+from benchmarks.measuring import Timing
 from benchmarks.sdxl import Shape
 from mixdq.quant.grid import input_spec
 from mixdq.quant.weights import quantize_weight
@@ -33,23 +49,61 @@ from mixdq.types.tensors import QParams
 OURS = ("W8A8", "W4A8", "W2A8", "W8A16", "W4A16")
 FLOAT, DYNAMIC, PRODUCT, CUBLAS, FP8 = "float16", "W8A8 dynamic", "product", "cuBLAS int8", "FP8"
 E4M3 = "W8A8 float"
-COLUMNS = (FLOAT, *OURS, DYNAMIC, PRODUCT, CUBLAS, E4M3, FP8)
 SMOKE = (Shape("linear", (640, 1280), (1, 77, 1280)), Shape("conv2d", (320, 320, 3, 3), (1, 320, 16, 16), 1, 1))
-FP8_CAPABILITY = (8, 9)
+
+
+class Column(NamedTuple):
+    """What a column multiplies, and how much memory: bits of a weight, bytes of an input's and an output's element."""
+
+    products: str
+    weight_bits: int
+    input_bytes: int = 2
+    output_bytes: int = 2
+
+
+COLUMNS = {
+    FLOAT: Column("float16", 16),
+    "W8A8": Column("int8", 8),
+    "W4A8": Column("int8", 4),
+    "W2A8": Column("int8", 2),
+    "W8A16": Column("float16", 8),
+    "W4A16": Column("float16", 4),
+    DYNAMIC: Column("int8", 8),
+    PRODUCT: Column("int8", 8, input_bytes=1),
+    CUBLAS: Column("int8", 8, input_bytes=1, output_bytes=4),
+    E4M3: Column("float8", 8),
+    FP8: Column("float8", 8, input_bytes=1),
+}
+
+
+class Floor(NamedTuple):
+    """The least seconds that a column can take, and the roof that says so: its products' dtype, or "bytes"."""
+
+    seconds: float
+    roof: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """A layer, how often the UNet calls it, the median seconds by column, and why a column is missing."""
+    """A layer, how often the UNet calls it, the seconds by column, and why a column is missing."""
 
     shape: Shape
     calls: int
-    seconds: dict[str, float]
+    seconds: dict[str, Timing]
     missing: dict[str, str]
 
-    def share(self, ceiling: float) -> float | None:
-        """The product's rate as a share of the ceiling."""
-        return None if PRODUCT not in self.seconds else self.shape.operations / self.seconds[PRODUCT] / ceiling
+
+def bytes_of(shape: Shape, name: str) -> int:
+    """Return the bytes of a layer's weight, input and output in a column."""
+    column = COLUMNS[name]
+    weight, read = torch.Size(shape.weight).numel(), torch.Size(shape.input).numel()
+    return weight * column.weight_bits // 8 + read * column.input_bytes + shape.outputs * column.output_bytes
+
+
+def floor(shape: Shape, name: str, most: Mapping[str, float]) -> Floor:
+    """Return the higher of a layer's two floors in a column, by the device's ceilings; one that is unknown counts 0."""
+    amounts = {COLUMNS[name].products: shape.operations, "bytes": bytes_of(shape, name)}
+    return max(Floor(amount / most[roof] if roof in most else 0.0, roof) for roof, amount in amounts.items())
 
 
 def main(arguments: argparse.Namespace) -> None:
@@ -66,9 +120,12 @@ def main(arguments: argparse.Namespace) -> None:
                 rows.append(measured(shape, calls, names, arguments.runs))
             write(arguments, rows, most)
     console = measuring.console()
-    console.print(table(rows, names, most["int8"]))
-    rates = f"int8 {most['int8'] / 1e12:.0f} TOP/s, float16 {most['float16'] / 1e12:.0f} TFLOP/s"
+    console.print(table(rows, names, most))
+    rates = ", ".join(f"{roof} {rate / 1e12:.0f} T/s" for roof, rate in most.items() if roof != "bytes")
     console.print(f"Ceilings, measured now: {rates}, memory {most['bytes'] / 1e9:.0f} GB/s, read and written")
+    spreads = [(one.slowest / one.fastest, f"{row.shape}: {name}") for row in rows for name, one in row.seconds.items()]
+    if spreads:
+        console.print("Slowest run over the fastest, at most {:.2f}: {}".format(*max(spreads)), markup=False)
     for reason in sorted({f"{name}: {why}" for row in rows for name, why in row.missing.items()}):
         console.print(f"left out: {reason}", markup=False)
 
@@ -77,17 +134,16 @@ def write(arguments: argparse.Namespace, rows: Sequence[Row], most: Mapping[str,
     """Write what is known, where it was asked for."""
     if not arguments.json:
         return
-    written = [
-        {
-            "layer": str(row.shape),
-            "calls": row.calls,
-            "gop": row.shape.operations / 1e9,
-            "us": {name: seconds * 1e6 for name, seconds in row.seconds.items()},
-            "share_of_int8_ceiling": row.share(most["int8"]),
-            "left_out": row.missing,
-        }
-        for row in rows
-    ]
+    written = []
+    for row in rows:
+        floors = {name: floor(row.shape, name, most) for name in row.seconds}
+        entry: dict[str, object] = {"layer": str(row.shape), "calls": row.calls, "gop": row.shape.operations / 1e9}
+        entry["us"] = {name: one.median * 1e6 for name, one in row.seconds.items()}
+        entry["us_fastest"] = {name: one.fastest * 1e6 for name, one in row.seconds.items()}
+        entry["us_slowest"] = {name: one.slowest * 1e6 for name, one in row.seconds.items()}
+        entry["share"] = {name: floors[name].seconds / one.median for name, one in row.seconds.items()}
+        entry["roof"] = {name: one.roof for name, one in floors.items()}
+        written.append({**entry, "left_out": row.missing})
     measuring.write_json(arguments.json, written, batch=arguments.batch, side=arguments.side, ceilings=most)
 
 
@@ -95,15 +151,18 @@ def measured(shape: Shape, calls: int, names: Sequence[str], runs: int) -> Row:
     """Return the row of a layer."""
     things: dict[str, tuple[Call, int]] = {}
     missing: dict[str, str] = {}
-    bytes_of_one = torch.Size(shape.weight).numel() + 2 * torch.Size(shape.input).numel() + 2 * shape.outputs
     for name in names:
         try:
-            made = [candidate(shape, name, seed) for seed in range(sets_of(bytes_of_one))]
+            made = [candidate(shape, name, seed) for seed in range(sets_of(bytes_of(shape, name)))]
             things[name] = (graphed(made), len(made))
         except failures() as error:
             missing[name] = f"{shape}: {said(error)}"
-    timings = in_turns(things, runs=runs)
-    return Row(shape=shape, calls=calls, seconds={name: one.median for name, one in timings.items()}, missing=missing)
+    try:
+        seconds = in_turns(things, runs=runs)
+    except failures() as error:
+        seconds = {}
+        missing |= dict.fromkeys(things, f"{shape}: in turns: {said(error)}")
+    return Row(shape=shape, calls=calls, seconds=seconds, missing=missing)
 
 
 def candidate(shape: Shape, name: str, seed: int) -> Call:
@@ -185,25 +244,31 @@ def _fp8(shape: Shape, weight: Tensor, x: Tensor) -> Call:
     if torch.cuda.get_device_capability() < FP8_CAPABILITY:
         raise NotImplementedError("no FP8 before compute capability 8.9")
     rows, columns = (tensor.to(torch.float8_e4m3fn).flatten(0, -2) for tensor in (x, weight))
-    scales = torch.ones(len(rows), 1, device="cuda"), torch.ones(1, len(columns), device="cuda")
-    return lambda: torch._scaled_mm(rows, columns.t(), scale_a=scales[0], scale_b=scales[1], out_dtype=torch.bfloat16)
+    return fp8_product(rows, columns)
 
 
-def table(rows: Sequence[Row], names: Sequence[str], ceiling: float) -> Table:
-    """Return the rows, and a last one for all calls of a whole UNet together; microseconds."""
-    made = Table(title="microseconds; share: of the measured int8 ceiling, our product of W8A8")
-    for name in ("layer", "calls", *names, "share"):
+def table(rows: Sequence[Row], names: Sequence[str], most: Mapping[str, float]) -> Table:
+    """Return the rows, and a last one for all calls of a whole UNet together; microseconds and shares of the floor."""
+    made = Table(title="microseconds; share of what the measured ceiling of such products, or (m) of memory, allows")
+    for name in ("layer", "calls", *names):
         made.add_column(name, justify="left" if name == "layer" else "right")
     for row in rows:
-        times = (f"{row.seconds[name] * 1e6:.1f}" if name in row.seconds else "-" for name in names)
-        share = row.share(ceiling)
-        made.add_row(str(row.shape), str(row.calls), *times, "" if share is None else f"{share:.0%}")
+        made.add_row(str(row.shape), str(row.calls), *(cell(row, name, most) for name in names))
     made.add_section()
-    sums = (
-        f"{sum(row.calls * row.seconds[name] for row in rows) * 1e3:.2f} ms"
-        if all(name in row.seconds for row in rows)
-        else "-"
+    floors = {name: sum(row.calls * floor(row.shape, name, most).seconds for row in rows) for name in names}
+    sums = {
+        name: sum(row.calls * row.seconds[name].median for row in rows)
         for name in names
-    )
-    made.add_row("all calls", "", *sums)
+        if all(name in row.seconds for row in rows)
+    }
+    totals = (f"{sums[name] * 1e3:.2f} ms {floors[name] / sums[name]:.0%}" if name in sums else "-" for name in names)
+    made.add_row("all calls", "", *totals)
     return made
+
+
+def cell(row: Row, name: str, most: Mapping[str, float]) -> str:
+    """Return the microseconds of a layer in a column, and its share: "12.3 71%"."""
+    if name not in row.seconds:
+        return "-"
+    seconds, (least, roof) = row.seconds[name].median, floor(row.shape, name, most)
+    return f"{seconds * 1e6:.1f}" + (f" {least / seconds:.0%}{'m' if roof == 'bytes' else ''}" if least else "")

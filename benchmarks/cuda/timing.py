@@ -16,7 +16,8 @@ Call = Callable[[], object]
 
 CACHES = 3
 """How many times the L2 cache the sets of tensors take together."""
-MOST_SETS = 32
+MOST_SETS = 128
+FP8_CAPABILITY = (8, 9)
 LEAST_MS = 2.0
 """A measurement replays until it takes so long: events tick in half microseconds."""
 SIDE = 8192
@@ -64,7 +65,10 @@ def sets_of(bytes_of_one: int) -> int:
 
 
 def graphed(calls: Sequence[Call]) -> Replay:
-    """Return the replay of a graph of all calls, which have run before so that nothing is compiled in it."""
+    """Return the replay of a graph of all calls, which have run before so that nothing is compiled in it.
+
+    It has been replayed: what fails in it fails here.
+    """
     stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -76,7 +80,10 @@ def graphed(calls: Sequence[Call]) -> Replay:
     with torch.cuda.graph(graph):
         for call in calls:
             call()
-    return Replay(graph, tuple(calls))
+    replay = Replay(graph, tuple(calls))
+    replay()
+    torch.cuda.synchronize()
+    return replay
 
 
 def in_turns(things: Mapping[str, tuple[Call, int]], *, runs: int) -> dict[str, Timing]:
@@ -93,24 +100,31 @@ def in_turns(things: Mapping[str, tuple[Call, int]], *, runs: int) -> dict[str, 
 
 
 def ceilings(runs: int = 5) -> dict[str, float]:
-    """Return what the device does at most: operations a second of int8 and float16 products, bytes a second of copies.
+    """Return what the device does at most: operations a second of products by dtype, "bytes" a second of copies.
 
-    Products are PyTorch's own, of random numbers, large and square.
+    Products are PyTorch's own, of random numbers, large and square: int8, float16, and float8 on cards that have it.
     """
     codes = torch.randint(-128, 128, (SIDE, SIDE), dtype=torch.int8, device="cuda")
     halves = torch.randn(SIDE, SIDE, dtype=torch.float16, device="cuda")
     source = torch.randint(0, 255, (STREAMED,), dtype=torch.uint8, device="cuda")
     target = torch.empty_like(source)
-    timings = in_turns(
-        {
-            "int8": (lambda: torch._int_mm(codes, codes.t()), 1),
-            "float16": (lambda: halves @ halves.t(), 1),
-            "bytes": (lambda: target.copy_(source), 1),
-        },
-        runs=runs,
-    )
+    things: dict[str, tuple[Call, int]] = {
+        "int8": (lambda: torch._int_mm(codes, codes.t()), 1),
+        "float16": (lambda: halves @ halves.t(), 1),
+        "bytes": (lambda: target.copy_(source), 1),
+    }
+    if torch.cuda.get_device_capability() >= FP8_CAPABILITY:
+        floats = halves.to(torch.float8_e4m3fn)
+        things["float8"] = (fp8_product(floats, floats), 1)
+    timings = in_turns(things, runs=runs)
     operations = 2 * SIDE**3
     return {name: (2 * STREAMED if name == "bytes" else operations) / one.fastest for name, one in timings.items()}
+
+
+def fp8_product(rows: torch.Tensor, columns: torch.Tensor) -> Call:
+    """Return what multiplies `rows` [m, k] by `columns` [n, k], E4M3 floats with a scale each, to bfloat16 [m, n]."""
+    scales = torch.ones(len(rows), 1, device=rows.device), torch.ones(1, len(columns), device=rows.device)
+    return lambda: torch._scaled_mm(rows, columns.t(), scale_a=scales[0], scale_b=scales[1], out_dtype=torch.bfloat16)
 
 
 def _ms(call: Call, repeats: int) -> float:
