@@ -82,8 +82,8 @@ def _gpu() -> str:
         return ""
     facts = torch.cuda.get_device_properties()
     chip = f"sm_{facts.major}{facts.minor}, {facts.multi_processor_count} multiprocessors"
-    libraries = f"CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}"  # type: ignore[no-untyped-call]
-    return f"{chip}, {facts.total_memory / 2**30:.0f} GiB, {libraries}"
+    cudnn = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
+    return f"{chip}, {facts.total_memory / 2**30:.0f} GiB, CUDA {torch.version.cuda}, cuDNN {cudnn}"
 
 
 @functools.cache
