@@ -16,7 +16,7 @@ from mixdq.runtime.kernels.gpu import available
 TESTS = Path(__file__).resolve().parents[1]
 SUITES = (
     *("conformance/test_backends.py", "conformance/test_dynamic.py", "conformance/test_whole_model.py"),
-    *("conformance/diffusers/test_offload.py", "runtime/test_binding.py"),
+    *("conformance/diffusers/test_offload.py", "runtime/test_binding.py", "runtime/test_another_text.py"),
 )
 KERNELS = (
     *("test_activations.py", "test_bos.py", "test_e4m3.py", "test_floats.py", "test_layers.py", "test_norms.py"),

@@ -16,6 +16,7 @@ from mixdq.integrations.diffusers import MixDQConfig
 from mixdq.runtime.blocks import Folding
 from mixdq.runtime.kernels.gpu import available
 from mixdq.runtime.layer import QuantizedLayer
+from mixdq.runtime.obstacles import Waits
 from mixdq.testing import tiny_sdxl_pipeline
 
 pytestmark = pytest.mark.skipif(available.trouble() is not None, reason=str(available.trouble()))
@@ -91,8 +92,10 @@ def test_called_as_a_whole_it_draws_the_same_in_fewer_products(unet, inputs, pro
 
     # Nothing is kept: what is written to a text in between is heard.
     inputs["encoder_hidden_states"].mul_(-1.0)
-    changed = drawn(unet, inputs)
+    with Waits(torch.device(DEVICE, 0) if DEVICE == "cuda" else torch.device(DEVICE)) as waits:
+        changed = drawn(unet, inputs)
     assert not torch.equal(changed, alone)
+    assert not waits.found
 
     # A block that is given a text of its own reads that; a layer that is watched is called by itself.
     seen: list[Tensor] = []
@@ -104,6 +107,20 @@ def test_called_as_a_whole_it_draws_the_same_in_fewer_products(unet, inputs, pro
     unet.up_blocks[0].resnets[0].time_emb_proj.register_forward_hook(lambda _, args, y: seen.append(y))
     assert not torch.equal(drawn(unet, inputs), changed)
     assert len(seen) == 1
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device to capture on")
+def test_a_graph_captured_by_hand_draws_the_same(unet, inputs) -> None:
+    drawn(unet, inputs)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = drawn(unet, inputs)
+    for factor in (1.0, -2.0):
+        for name in ("sample", "encoder_hidden_states"):
+            inputs[name].mul_(factor)
+        expected = drawn(unet, inputs)
+        graph.replay()
+        assert torch.equal(found, expected)
 
 
 def test_compiled_as_a_whole_it_draws_the_same(unet, inputs) -> None:
