@@ -3,7 +3,7 @@
 One kernel makes an activation ready: codes, channels last, borders of the zero point around; where only the weight is
 quantized and the input lies as it should, there is nothing to do. One multiplies on the matrix units, weights unpacked
 in registers, and ends with zero point, scale, bias and cast. Sums of codes are int32 and exact; sums of floats are
-float32. No call waits for the device: an input that holds NaN or infinity raises nothing here, but makes every output
+float32. No kernel waits for the device: an input that holds NaN or infinity raises nothing here, but makes every output
 of its row, or picture, NaN.
 """
 
@@ -99,7 +99,7 @@ class GpuProduct:
         """Return `total` plus the product of `x`, in `dtype`."""
         try:
             return self._run(x, total, dtype)
-        except _failures() as error:
+        except available.failures() as error:
             _fail(self.request.layer, error)
 
     def by_channel(self, whole: Tensor, before: Before, /) -> Before:
@@ -107,7 +107,7 @@ class GpuProduct:
         _check_devices(self.request.layer, whole, before)
         try:
             return self.layer.by_channel(whole, before)
-        except _failures() as error:
+        except available.failures() as error:
             _fail(self.request.layer, error)
 
     def folded(self, x: Tensor, before: Before, added: Tensor | None, /, dtype: torch.dtype | None = None) -> Tensor:
@@ -120,7 +120,7 @@ class GpuProduct:
         _check_devices(self.request.layer, x, before, added)
         try:
             return self._run(x, added, dtype, before)
-        except _failures() as error:
+        except available.failures() as error:
             _fail(self.request.layer, error)
 
     def join(self, others: Sequence[Kernel], bos: Sequence[BosRow | None], /) -> "tuple[GpuProduct, ...] | None":
@@ -147,7 +147,7 @@ class GpuProduct:
         """Return the product of `x`."""
         try:
             return self._run(x)
-        except _failures() as error:
+        except available.failures() as error:
             _fail(self.request.layer, error)
 
 
@@ -170,7 +170,7 @@ class _Joint:
         _check_devices(self.names[0], x, before)
         try:
             return self.together(x, before)
-        except _failures() as error:
+        except available.failures() as error:
             _fail(f"{self.names[0]} and {len(self) - 1} more layers of the same input", error)
 
 
@@ -187,16 +187,9 @@ class _BesideBos:
         if x.dim() == 3 and x.shape[1] <= CLIP_TOKENS:
             try:
                 return self.layer.linear_beside_bos(x, self.bos.input, self.bos.output)
-            except _failures() as error:
+            except available.failures() as error:
                 _fail(self.name, error)
         return self.general(x)
-
-
-def _failures() -> tuple[type[Exception], ...]:
-    """Return what is raised where a kernel does not compile or start: Triton's errors, its compiler's, the driver's."""
-    from triton.errors import TritonError
-
-    return TritonError, RuntimeError
 
 
 def _fail(name: str, error: Exception) -> NoReturn:

@@ -35,6 +35,11 @@ def card(device: torch.device) -> Card:
     return Card(capability=(facts.major, facts.minor), multiprocessors=facts.multi_processor_count)
 
 
+def failures() -> tuple[type[Exception], ...]:
+    """Return what is raised where a kernel does not compile or start: Triton's errors, its compiler's, the driver's."""
+    return importlib.import_module("triton.errors").TritonError, RuntimeError
+
+
 class _PassingError(Exception):
     """Why it cannot be said now; the text is the answer until then."""
 
@@ -74,7 +79,10 @@ def _lasting_trouble(index: int | None) -> str | None:
         raise _PassingError("a CUDA graph is captured, and no kernel ran yet: call the model once before")
     try:
         return None if _works(activations) else "Triton's first kernel gave a wrong result"
-    except (OSError, RuntimeError, ValueError, subprocess.SubprocessError, errors.TritonError) as error:
+    except (
+        *(OSError, RuntimeError, ValueError, AssertionError),
+        *(subprocess.SubprocessError, errors.TritonError),
+    ) as error:
         # PyTorch's error or the driver's.
         if "out of memory" in str(error):
             raise _PassingError(_broken(error)) from error

@@ -60,13 +60,13 @@ available._works = works
 errors = [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("Triton Error [CUDA]: out of memory"), None]
 print([available.trouble() is None for _ in range(4)])
 available._lasting_trouble.cache_clear()
-errors = [RuntimeError("no ptxas")]
-print([available.trouble()[-8:] for _ in range(2)])
+errors = [AssertionError("no libcuda")]
+print([available.trouble()[-10:] for _ in range(2)])
 """
     before = f"from mixdq.runtime.kernels.gpu import available; exec({changing!r})"
     kept, lasting, *_ = trouble(before).splitlines()
     assert kept == "[False, False, True, True]"
-    assert lasting == "['no ptxas', 'no ptxas']"
+    assert lasting == "['no libcuda', 'no libcuda']"
 
 
 def test_interpreted_there_is_a_card_of_our_own() -> None:
