@@ -38,7 +38,9 @@ def test_every_input_is_heard_and_outputs_are_exact(calls: Any, graphed: Model, 
     assert (tape.records, tape.replays) == (1, 9)
 
 
-@pytest.mark.parametrize("kind", [int, float, torch.tensor, lambda t: torch.tensor([t])], ids=["int", "float", "scalar", "vector"])
+@pytest.mark.parametrize(
+    "kind", [int, float, torch.tensor, lambda t: torch.tensor([t])], ids=["int", "float", "scalar", "vector"]
+)
 @pytest.mark.parametrize("by_name", [True, False])
 def test_timesteps_of_every_kind_are_heard_with_one_capture(
     calls: Any, graphed: Model, plain: Model, tape: Any, kind: Callable[[int], Any], by_name: bool
