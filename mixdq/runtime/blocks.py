@@ -8,7 +8,7 @@ quantized, or wrapped in adapters, are called as ever, each for itself. No weigh
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
-from weakref import WeakKeyDictionary, ref
+from weakref import ReferenceType, WeakKeyDictionary, ref
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +28,7 @@ from mixdq.runtime.plain import (
     is_plain_feed_forward,
     is_plain_resnet,
 )
-from mixdq.runtime.reading import begin, read
+from mixdq.runtime.reading import Begun, begin, read
 from mixdq.runtime.together import together
 
 DEVICE = available.device_type()
@@ -125,12 +125,16 @@ class FoldedTime:
 
     def __init__(self, unet: Any) -> None:
         self.unet = unet
+        self._begun = Begun()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return FoldedTime, (self.unet,)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor | None:
         """Return the UNet's embedding of the time step."""
         if not torch.compiler.is_compiling():
-            unet: Any = ref(self.unet)
-            begin(self.unet, {"text": lambda: _text_readers(unet()), "time": lambda: _time_readers(unet())})
+            unet = self.unet
+            begin(self._begun, {"text": lambda: _text_readers(unet), "time": lambda: _time_readers(unet)})
         embedded: Tensor | None = getattr(type(self.unet), TIME)(self.unet, *args, **kwargs)
         return embedded
 
@@ -218,9 +222,10 @@ def _each(layers: Sequence[Any], x: Tensor, before: Before) -> list[Tensor]:
 
 
 def _of_text(layers: Sequence[Any], text: Any) -> list[Tensor]:
-    found = [read("text", each, text, NOTHING) for each in layers if folds(each)]
-    known = [each for each in found if each is not None]
-    return known if len(known) == len(layers) else _each(layers, text, NOTHING)
+    found = [read("text", each, text, NOTHING) if folds(each) else None for each in layers]
+    if not any(y is not None for y in found):
+        return _each(layers, text, NOTHING)
+    return [_run(each, text, -1, NOTHING) if y is None else y for each, y in zip(layers, found, strict=True)]
 
 
 def _shifted(block: Any, temb: Tensor) -> Tensor:
@@ -246,14 +251,15 @@ def _time_readers(unet: nn.Module) -> list[QuantizedLinear]:
     return [layer for layer in layers if layer is not None and folds(layer)]
 
 
-_BLOCKS: WeakKeyDictionary[nn.Module, list[Any]] = WeakKeyDictionary()
+# Not the blocks themselves, whose hooks may hold the UNet.
+_BLOCKS: WeakKeyDictionary[nn.Module, list[ReferenceType[nn.Module]]] = WeakKeyDictionary()
 
 
 def _blocks_of(unet: nn.Module) -> list[Any]:
     """Return a UNet's folded blocks, looked for once."""
     if unet not in _BLOCKS:
-        _BLOCKS[unet] = [module for module in unet.modules() if isinstance(module, Folding)]
-    return _BLOCKS[unet]
+        _BLOCKS[unet] = [ref(module) for module in unet.modules() if isinstance(module, Folding)]
+    return [module for module in (each() for each in _BLOCKS[unet]) if module is not None]
 
 
 def _fed_forward(ff: Any, norm: Any, x: Tensor) -> Tensor:

@@ -8,10 +8,10 @@ written to in between.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
-from weakref import ReferenceType, WeakKeyDictionary, ref
+from weakref import ReferenceType, ref
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mixdq.runtime.before import Before
 from mixdq.runtime.linear import QuantizedLinear
@@ -46,27 +46,39 @@ class _Set:
         # Neighbours of like weights are one product.
         self.layers = sorted(layers, key=lambda layer: (str(layer.layout.bits), layer.layout.bos))
         self._source: Tensor | None = None
+        self._version = 0
         self._outputs: dict[QuantizedLinear, Tensor] = {}
 
     def output(self, layer: QuantizedLinear, x: Tensor, before: Before) -> Tensor | None:
         if self._source is None:
-            self._source = x
+            self._source, self._version = x, _version_of(x)
             self._outputs = dict(zip(self.layers, run_joined(self.layers, x, before) or (), strict=False))
-        return self._outputs.pop(layer, None) if self._source is x else None
+        same = self._source is x and self._version == _version_of(x)
+        return self._outputs.pop(layer, None) if same else None
 
 
-_OF: WeakKeyDictionary[nn.Module, Reading] = WeakKeyDictionary()
+def _version_of(x: Tensor) -> int:
+    """Return how often a tensor was written to; of inference tensors nobody knows."""
+    return 0 if x.is_inference() else x._version
+
+
+class Begun:
+    """What the last call of a model has begun. Without a `__dict__`, for no graph depends on it."""
+
+    __slots__ = ("reading",)
+
+    def __init__(self) -> None:
+        self.reading: Reading | None = None
+
+
 # The one of the call that began last. Of another thread's call of the same model, which begins later, it knows nothing.
 _READING: ContextVar[ReferenceType[Reading] | None] = ContextVar("_READING", default=None)
 
 
-def begin(model: nn.Module, find: dict[str, Find]) -> None:
-    """Say that a call of a model begins: what `read` finds until the next one belongs to it.
-
-    `find` must not hold the model, for what it made lives as long as that.
-    """
-    _OF[model] = own = Reading(find)
-    _READING.set(ref(own))
+def begin(begun: Begun, find: dict[str, Find]) -> None:
+    """Say that a call of the model that has `begun` begins: what `read` finds until the next one belongs to it."""
+    begun.reading = Reading(find)
+    _READING.set(ref(begun.reading))
 
 
 def read(kind: str, layer: QuantizedLinear, x: Tensor, before: Before) -> Tensor | None:

@@ -50,6 +50,9 @@ def _whole(layers: Sequence[QuantizedLinear], x: Tensor, before: Before) -> Tens
 
 
 def _joint(layers: Sequence[QuantizedLinear], x: Tensor) -> JointKernel | None:
+    # Whoever is elsewhere says so when it is called itself.
+    if any(layer.weight.device != x.device for layer in layers):
+        return None
     kernels = [kernel for kernel in (layer.joining(x) for layer in layers) if kernel is not None]
     if len(kernels) < max(2, len(layers)):
         return None

@@ -12,7 +12,7 @@ from mixdq.runtime import reading as reading_module
 from mixdq.runtime.before import NOTHING, SILU
 from mixdq.runtime.kernels.gpu import available
 from mixdq.runtime.linear import QuantizedLinear
-from mixdq.runtime.reading import begin, read
+from mixdq.runtime.reading import Begun, begin, read
 
 pytestmark = pytest.mark.skipif(available.trouble() is not None, reason=str(available.trouble()))
 
@@ -28,8 +28,8 @@ def layers(quantized: Quantize) -> list[QuantizedLinear]:
 
 
 @pytest.fixture
-def model() -> nn.Module:
-    return nn.Module()
+def model() -> Begun:
+    return Begun()
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def called(layers, monkeypatch: pytest.MonkeyPatch) -> list[list[QuantizedLinear
 
 def test_outside_of_a_models_call_nothing_is_found(layers) -> None:
     x = torch.randn(2, 6, device=DEVICE)
-    begin(nn.Module(), {"text": lambda: layers})
+    begin(Begun(), {"text": lambda: layers})
     gc.collect()
     assert read("text", layers[0], x, NOTHING) is None
 
@@ -76,6 +76,21 @@ def test_another_tensor_is_left_to_whoever_has_it(layers, model, called) -> None
     assert read("text", layers[1], x.clone(), NOTHING) is None
     assert read("text", layers[1], x, NOTHING) is not None
     assert len(called) == 1
+
+
+def test_what_is_written_to_within_a_call_is_another_tensor(layers, model) -> None:
+    x = torch.randn(2, 6, device=DEVICE)
+    begin(model, {"text": lambda: layers})
+    assert read("text", layers[0], x, NOTHING) is not None
+    x.neg_()
+    assert read("text", layers[1], x, NOTHING) is None
+
+
+def test_a_set_of_which_one_layer_is_elsewhere_is_to_be_called(layers, model) -> None:
+    x = torch.randn(2, 6, device=DEVICE)
+    layers[2].to("meta")
+    begin(model, {"text": lambda: layers})
+    assert [read("text", layer, x, NOTHING) for layer in layers] == [None] * 5
 
 
 def test_nothing_is_kept_from_one_call_to_the_next(layers, model) -> None:

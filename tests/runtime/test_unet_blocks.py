@@ -1,7 +1,9 @@
 """A whole UNet, folded: layers that read the text or the time are called together; interpreted, or on a GPU."""
 
 import copy
+import gc
 import json
+import weakref
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -107,6 +109,17 @@ def test_called_as_a_whole_it_draws_the_same_in_fewer_products(unet, inputs, pro
     unet.up_blocks[0].resnets[0].time_emb_proj.register_forward_hook(lambda _, args, y: seen.append(y))
     assert not torch.equal(drawn(unet, inputs), changed)
     assert len(seen) == 1
+
+
+def test_a_unet_goes_when_nobody_holds_it_but_its_own_hooks(unet, inputs) -> None:
+    model = copy.deepcopy(unet)
+    block = model.mid_block.attentions[0].transformer_blocks[0]
+    block.register_forward_hook(lambda *_, held=model: None)
+    drawn(model, inputs)
+    gone = weakref.ref(model)
+    del model, block
+    gc.collect()
+    assert gone() is None
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device to capture on")
