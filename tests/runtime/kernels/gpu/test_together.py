@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from mixdq.quant.bos import BosRow
 from mixdq.runtime.before import NOTHING, layer_norm
 from mixdq.runtime.kernels.gpu import available
+from mixdq.runtime.kernels.gpu.configurations import Configuration
 from mixdq.runtime.linear import QuantizedLinear
 
 pytestmark = pytest.mark.skipif(available.trouble() is not None, reason=str(available.trouble()))
@@ -72,6 +73,29 @@ def test_first_tokens_keep_their_rows(make) -> None:
         assert torch.equal(together(x, NOTHING), torch.cat(expected, dim=-1))
     assert not together.takes(torch.randn(1, 78, WIDTH))
     assert not together.takes(torch.randn(7, WIDTH))
+
+
+def test_first_tokens_of_unlike_states_stay_apart(make) -> None:
+    states = [torch.randn(WIDTH) for _ in range(2)]
+    layers = [layer for each in states for layer in make("W8A8", bos=BosRow(input=each, output=torch.randn(5)))]
+    texts = torch.randn(2, 7, WIDTH, device=DEVICE)
+    texts[:, 0] = states[1].to(DEVICE)
+    expected = [layer(texts) for layer in layers]
+    together = joined(layers, texts)
+    assert len(together._parts) == 2
+    assert torch.equal(together(texts, NOTHING), torch.cat(expected, dim=-1))
+
+
+def test_sums_in_parts_are_written_beside_each_other(quantized: Quantize) -> None:
+    layers = [
+        quantized(nn.Linear(256, out), bits, backend="cuda").to(DEVICE) for out, bits in ((5, "W8A8"), (9, "W4A8"))
+    ]
+    x = torch.randn(2, 3, 256, device=DEVICE)
+    expected = [layer(x) for layer in layers]
+    together = joined(layers, x)
+    for part in together._parts:
+        part.layer.forced = Configuration(rows=16, columns=64, split=2, warps=4, stages=2)
+    assert torch.equal(together(x, NOTHING), torch.cat(expected, dim=-1))
 
 
 def test_like_neighbours_are_one_product_of_one_memory(make) -> None:
