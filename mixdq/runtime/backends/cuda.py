@@ -93,7 +93,10 @@ class GpuProduct:
         """Return the weight's codes as they were bound."""
         tensors, shape = self.layer.tensors, self.request.weight_shape
         codes = codes_of(tensors.planes, tensors.order).reshape(shape)
-        return codes if tensors.order.num_bits == 8 else packed_rows(codes.flatten(1), tensors.order.num_bits)
+        if tensors.order.num_bits < 8:
+            return packed_rows(codes.flatten(1), tensors.order.num_bits)
+        # Whoever saves tensors of one memory may take them for one.
+        return codes if self.joint is None else codes.clone()
 
     def add(self, x: Tensor, total: Tensor, dtype: torch.dtype, /) -> Tensor:
         """Return `total` plus the product of `x`, in `dtype`."""
